@@ -1,0 +1,69 @@
+# The commands of this project. Each creates .venv and installs what is missing first; `make` alone lists them.
+PYTHON ?= python3
+# Passed on to training, to a benchmark, or to pytest: make train ARGS="--config FILE section.key=value"
+ARGS ?=
+# Which benchmark `make bench` runs; without it, bench lists them.
+NAME ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# A stamp carries the checksum of what decides the installation: the pins, and the driver for which the torch build was
+# chosen (the kernel's own file, because asking nvidia-smi takes seconds on some hosts). Same stamp, nothing to do.
+checksum = $(shell cat $(1) /proc/driver/nvidia/version 2>/dev/null | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(call checksum,requirements.txt)
+READY_DEV := $(VENV)/.ready-dev-$(call checksum,requirements.txt requirements-dev.txt)
+
+# Without --num_processes accelerate starts one process a GPU, or one on the CPU, which is what we want. The others are
+# accelerate's own defaults, named so that it does not warn about them: precision and compilation come from the config.
+LAUNCH := $(BIN)/accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help setup train test lint bench campaign
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make setup      create .venv and install what training and the tests need'
+	@echo 'make train      train with config.yaml on every GPU, or on the CPU     ARGS="--config FILE section.key=value"'
+	@echo 'make test       run the tests                                          ARGS="tests/data -k NAME"'
+	@echo 'make lint       check the style'
+	@echo 'make bench      list the benchmarks, or run one                        NAME=... ARGS="--json FILE"'
+	@echo 'make campaign   run the long checks that are no part of the tests'
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv (3.11 or later)'
+
+setup: $(READY_DEV)
+
+train: $(READY)
+	$(LAUNCH) multigpu_train.py $(ARGS)
+
+test: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check .
+
+bench: $(if $(NAME),$(READY))
+ifeq ($(NAME),)
+	@echo 'make bench NAME=... with one of:'
+	@ls benchmarks | sed -n 's/^\([^_].*\)\.py$$/  \1/p'
+else
+	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
+endif
+
+campaign: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign --timeout 0 $(ARGS)
+
+$(READY):
+	@$(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || { \
+	    $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+	        echo "PYTHON=$(PYTHON) is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo not there)," \
+	             "but Python 3.11 or later is needed:" \
+	             "install one and name it, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }; \
+	    echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python deploy/torch_wheel.py
+	$(BIN)/python -m pip install --requirement requirements.txt
+	@rm -f $(VENV)/.ready-* && touch $@
+
+$(READY_DEV): $(READY)
+	$(BIN)/python -m pip install --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,152 @@
+"""Saving and loading a run: one verified folder a checkpoint, `runs/<name>/checkpoints/step-00001200/`.
+
+    model.safetensors      weights, fp32, by parameter name
+    optimizer.safetensors  optimizer state, `<parameter>.<buffer>`
+    state.json             RunState: where in the run this is
+    model.json             ModelConfig
+    config.yaml            the run's resolved config
+    tokenizer/             as `transformers` loads it
+    manifest.json          sha256 of all of these, written last (storage.folder)
+
+Everything else, the data order and the learning rate included, follows from the config and RunState.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from models.config import ModelConfig
+from storage import folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tokenizer import Tokenizer
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL_CONFIG, RUN_CONFIG, TOKENIZER = "model.json", "config.yaml", "tokenizer"
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint that can be used; the message names the folder and what is wrong with it."""
+
+
+@dataclasses.dataclass
+class RunState:
+    """Where a run is. Data order, learning rate and masks are functions of this and the config."""
+
+    seed: int
+    step: int = 0  # optimizer steps of the whole run
+    tokens: int = 0  # trained tokens of the whole run
+    phase: int = 0  # index of the current phase
+    cursor: int = 0  # samples consumed of the current phase
+    seconds: float = 0.0  # spent training, over all sessions
+    best_val_loss: float | None = None  # of the current phase, for early stopping
+    validations_without_gain: int = 0
+
+
+def save(
+    root: Path,
+    state: RunState,
+    *,
+    model: dict[str, "Tensor"],
+    optimizer: dict[str, "Tensor"],
+    model_config: ModelConfig,
+    run_config: dict[str, Any],
+    tokenizer: "Tokenizer",
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `state.step` under `root` and remove all but the newest `keep`. Called by one rank.
+
+    A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not.
+    """
+    from safetensors.torch import save_file
+
+    path = root / f"step-{state.step:08d}"
+    if path.exists():
+        if not folder.verify(path):
+            return path
+        folder.set_aside(path)
+    with folder.write(path) as temporary:
+        save_file(model, temporary / MODEL)
+        save_file(optimizer, temporary / OPTIMIZER)
+        (temporary / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
+        (temporary / MODEL_CONFIG).write_text(json.dumps(dataclasses.asdict(model_config), indent=1))
+        (temporary / RUN_CONFIG).write_text(yaml.safe_dump(run_config, sort_keys=False))
+        tokenizer.save(temporary / TOKENIZER)
+    for old in _folders(root)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def newest(root: Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """The newest checkpoint under `root` that verifies, and the newer ones that were skipped, with the reasons."""
+    return folder.newest_verified(root)
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest verified one of a run's folder.
+
+    Raises:
+        CheckpointError: there is none, or it does not verify.
+    """
+    path = Path(path)
+    if (path / MODEL_CONFIG).exists() or (path / folder.MANIFEST).exists():
+        if problems := folder.verify(path):
+            raise CheckpointError(f"{path} cannot be used: {'; '.join(problems)}")
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder: name a run (runs/x) or one of its checkpoints")
+    found, skipped = newest(path / "checkpoints")
+    if found is None:
+        faults = "; ".join(problem for problems in skipped.values() for problem in problems)
+        raise CheckpointError(f"{path} has no checkpoint that can be used ({faults or 'none was written yet'})")
+    return found
+
+
+def read_state(path: Path) -> RunState:
+    """The RunState of the checkpoint at `path`."""
+    return RunState(**json.loads((path / STATE).read_text()))
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The ModelConfig of the checkpoint at `path`."""
+    return ModelConfig(**json.loads((path / MODEL_CONFIG).read_text()))
+
+
+def read_weights(path: Path) -> dict[str, "Tensor"]:
+    """Weights by parameter name."""
+    from safetensors.torch import load_file
+
+    return load_file(path / MODEL)
+
+
+def read_optimizer(path: Path) -> dict[str, "Tensor"]:
+    """Optimizer state by canonical name."""
+    from safetensors.torch import load_file
+
+    return load_file(path / OPTIMIZER)
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tokenizer", ModelConfig]:
+    """The model in evaluation mode, its tokenizer and its config, from a run or a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it does not verify.
+    """
+    from models import build_model
+    from tokenizer import Tokenizer
+
+    path = resolve(path)
+    config = read_model_config(path)
+    model = build_model(config)
+    model.load_state_dict(read_weights(path))
+    return model.to(device).eval(), Tokenizer.load(path / TOKENIZER), config
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -1,0 +1,30 @@
+"""One form for each text, and the hash of that form, which decides what is a duplicate and what is held out.
+
+Both decisions depend on the document alone: not on its file, its place in it, or how many documents there are.
+"""
+
+import hashlib
+import re
+import unicodedata
+from typing import Literal
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all of Unicode's Cc but newline and tab
+
+
+def normalise(text: str) -> str:
+    """`text` in NFC with \\n line ends, without control characters (but \\n and \\t) and without trailing white space.
+
+    Normalising twice changes nothing.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", _CONTROL.sub("", text)).rstrip()
+
+
+def key_of(text: str) -> bytes:
+    """16 bytes that tell a normalised text from any other: equal for exact duplicates only."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def split_of(text: str, valid_fraction: float) -> Literal["train", "valid"]:
+    """The side of a normalised text; a larger `valid_fraction` only adds to the documents held out by a smaller."""
+    return "valid" if int.from_bytes(key_of(text)[:8], "big") < valid_fraction * 2**64 else "train"

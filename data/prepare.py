@@ -1,0 +1,291 @@
+"""Documents -> verified token shards: `python -m data.prepare --config config.yaml [section.key=value ...]`.
+
+Every source is read, normalised, freed of exact duplicates, split into training and validation, tokenised and written
+to `shards/NAME-FINGERPRINT/` (format: data/shards.py). The fingerprint covers all that decides the content: the files'
+content, the options, the code's version and the tokenizer. What is there already and verifies is left alone, so a
+second run does nothing, and runs with equal sources share their shards. Only the `data` and `tokenizer` sections of
+the config are looked at. Exit codes: 0 prepared, 2 the config is wrong, 1 a source cannot be read or written.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import heapq
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import settings
+from data import clean, embedded, shards, sources
+from data.documents import Document, Documents, valid_count
+from data.settings import DataSection, SourceSection
+from storage import folder
+from tokenizer import Tokenizer, TokenizerError
+from tokenizer.settings import TokenizerSection
+
+CODE_VERSION = 1  # raise it whenever the same documents would give other shards, or another tokenizer
+SHARD_TOKENS = 100_000_000
+SAMPLE_BYTES = 30_000_000  # of text that a tokenizer is trained on, spread evenly over the sources
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 4_000_000  # handed to the tokenizer at a time
+PROGRESS_SECONDS = 30
+
+Log = Callable[[str], object]
+T = TypeVar("T")
+
+
+class Config(settings.Section):
+    """The part of a run's config that preparation reads."""
+
+    data: DataSection
+    tokenizer: TokenizerSection = TokenizerSection()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The tokenizer of a run and the verified shard folder of each of its sources."""
+
+    tokenizer: Tokenizer
+    sources: dict[str, Path]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The dataset.json of a source: `splits` with counts and shards, `dropped` by reason, and where it is from."""
+        return json.loads((self.sources[name] / shards.DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def prepare(
+    data: DataSection, tokenizer: TokenizerSection, log: Log = print, shard_tokens: int = SHARD_TOKENS
+) -> Prepared:
+    """Make whatever shards, and tokenizer, of `data` are not there yet.
+
+    Raises:
+        sources.SourceError: a source cannot be read, or has no documents.
+        TokenizerError: the named tokenizer cannot be loaded.
+        OSError: the disk is full, or `data.shards` cannot be written.
+    """
+    root = Path(data.shards)
+    inputs = {name: _inputs(name, source, data) for name, source in data.sources.items()}
+    if tokenizer.path is None:
+        chosen = _own_tokenizer(root, data, inputs, tokenizer.vocab_size, log)
+    else:
+        chosen = Tokenizer.load(tokenizer.path)
+    paths = {}
+    for name, source in data.sources.items():
+        inputs[name]["tokenizer"] = chosen.fingerprint
+        paths[name] = root / f"{name}-{_fingerprint(inputs[name])}"
+        if not _is_prepared(name, paths[name], log):
+            _write_source(paths[name], Documents(name, source, data), inputs[name], chosen, shard_tokens, log)
+    return Prepared(chosen, paths)
+
+
+def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, Any]:
+    """All that decides which documents a source gives. Folders' names do not: a corpus may move."""
+    if source.valid_from is not None:
+        valid = {"from": _content(name, source.valid_from, data)}
+    elif source.is_embedded:
+        valid = {"documents": valid_count(source)}
+    else:
+        valid = {"fraction": data.valid_fraction}
+    return {
+        "code": CODE_VERSION,
+        "from": _content(name, source.from_, data),
+        "valid": valid,
+        "field": source.field,
+        "documents": source.documents,
+        "min_characters": data.min_characters,
+    }
+
+
+def _content(name: str, source: str, data: DataSection) -> dict[str, Any]:
+    kind, rest = sources.parse(source)
+    if kind == "embedded":
+        return {"kind": kind, "corpus": rest, "seed": data.seed, "version": embedded.VERSION}
+    paths = sources.files(source)
+    if not paths and kind != "hub":
+        raise sources.SourceError(f"data.sources.{name}: {source} names no file: name one, or a pattern that matches")
+    if not paths:
+        return {"kind": kind, "dataset": rest}  # asking the Hub for its content would need the network at every start
+    digests = [{"bytes": path.stat().st_size, "sha256": folder.sha256(path)} for path in paths]
+    if kind == "hub":  # in a data set's folder, names tell the splits
+        digests = [
+            {"name": str(path.relative_to(Path(rest).expanduser())), **digest}
+            for path, digest in zip(paths, digests, strict=True)
+        ]
+    return {"kind": kind, "files": digests}
+
+
+def _fingerprint(inputs: Any) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_prepared(name: str, path: Path, log: Log) -> bool:
+    """Whether a good folder is at `path`; a bad one is moved out of the way, loudly."""
+    if not path.exists():
+        return False
+    problems = folder.verify(path)
+    if not problems:
+        log(f"{name}: already prepared in {path}")
+        return True
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    log(f"WARNING: {problems[0]}{more}: moved to {folder.set_aside(path)}, {name} is prepared again")
+    return False
+
+
+def _own_tokenizer(root: Path, data: DataSection, inputs: dict[str, Any], vocab_size: int, log: Log) -> Tokenizer:
+    """The tokenizer trained on a sample of the training documents of all sources, as a folder beside the shards."""
+    wanted = {
+        "code": CODE_VERSION,
+        "sources": sorted(inputs.values(), key=_fingerprint),
+        "vocab_size": vocab_size,
+        "bytes": SAMPLE_BYTES,
+    }
+    path = root / f"tokenizer-{_fingerprint(wanted)}"
+    if not _is_prepared("tokenizer", path, log):
+        sample: list[str] = []
+        for name, source in sorted(data.sources.items(), key=lambda item: _fingerprint(inputs[item[0]])):
+            sample += _sample(Documents(name, source, data), SAMPLE_BYTES // len(data.sources))
+        megabytes = sum(len(text.encode()) for text in sample) / 1e6
+        log(f"tokenizer: training up to {vocab_size:,} entries on {megabytes:.1f} MB, {len(sample):,} documents")
+        with folder.write(path) as temporary:
+            Tokenizer.train(sample, vocab_size).save(temporary)
+    return Tokenizer.load(path)
+
+
+def _sample(documents: Documents, budget: int) -> list[str]:
+    """Training documents of `budget` bytes in all: those of the lowest hashes, hence a fair sample in any order.
+
+    A generator's documents are alike throughout, and a Hub data set should not be streamed whole only for this: of
+    both, the first documents are taken.
+    """
+    takes_first = documents.source.from_.startswith(("embedded:", "hub:"))
+    heap: list[tuple[int, str, int]] = []  # the highest hash on top
+    size = 0
+    for side, text in documents:
+        if side != "train":
+            continue
+        cut = text[:budget]  # a whole book of one document must not fill the memory
+        length = len(cut.encode())
+        heapq.heappush(heap, (-int.from_bytes(clean.key_of(text)[8:], "big"), cut, length))
+        size += length
+        if takes_first and size >= budget:
+            break
+        while size > budget and len(heap) > 1:
+            size -= heapq.heappop(heap)[2]
+    return [text for _, text, _ in sorted(heap, reverse=True)]
+
+
+def _write_source(
+    path: Path, documents: Documents, inputs: dict[str, Any], tokenizer: Tokenizer, shard_tokens: int, log: Log
+) -> None:
+    name, started = documents.name, time.monotonic()
+    log(f"{name}: preparing {documents.source.from_}")
+    dtype = shards.token_dtype(tokenizer.vocab_size)
+    with folder.write(path) as temporary:
+        with contextlib.ExitStack() as open_files:
+            writers = {
+                split: open_files.enter_context(
+                    shards.SplitWriter(temporary, split, dtype, tokenizer.end_of_text, shard_tokens)
+                )
+                for split in ("train", "valid")
+            }
+            for batch in _with_progress(_batches(documents), name, writers, log):
+                encoded = tokenizer.encode_batch([text for _, text in batch])
+                for (side, text), tokens in zip(batch, encoded, strict=True):
+                    writers[side].write(text, tokens)
+        description = {
+            "name": name,
+            "source": documents.source.from_,
+            "valid_source": documents.source.valid_from,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "end_of_text": tokenizer.end_of_text,
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": dtype.name,
+            "splits": {split: writer.describe() for split, writer in writers.items()},
+            "dropped": dict(sorted(documents.dropped.items())),
+            "inputs": inputs,
+        }
+        (temporary / shards.DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    for line in documents.report():
+        log(f"{name}: dropped {line}")
+    if not writers["valid"].documents:
+        log(f"WARNING: {name} has no validation documents: give it `valid_from`, more documents or more valid_fraction")
+    tokens = sum(writer.tokens for writer in writers.values())
+    log(f"{name}: {tokens:,} tokens in {path} after {time.monotonic() - started:.1f} s")
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for side, text in documents:
+        batch.append((side, text))
+        characters += len(text)
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _with_progress(batches: Iterable[T], name: str, writers: dict[str, Any], log: Log) -> Iterator[T]:
+    last = time.monotonic()
+    for batch in batches:
+        yield batch
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            written = [(writer.documents, writer.tokens) for writer in writers.values()]
+            documents, tokens = map(sum, zip(*written, strict=True))
+            log(f"{name}: {documents:,} documents, {tokens:,} tokens so far")
+
+
+def table(prepared: Prepared) -> str:
+    """What there is of each source, for people. Bytes per token count text alone, without the end-of-text tokens."""
+    rows = [("source", "split", "documents", "tokens", "bytes/token", "dropped")]
+    for name in prepared.sources:
+        description = prepared.describe(name)
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in description["dropped"].items()) or "-"
+        for split, counts in description["splits"].items():
+            text_tokens = counts["tokens"] - counts["documents"]
+            rate = f"{counts['bytes'] / text_tokens:.3f}" if text_tokens else "-"
+            rows.append((name, split, f"{counts['documents']:,}", f"{counts['tokens']:,}", rate, dropped))
+            name, dropped = "", ""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    sides = "<<>>><"
+    lines = ("  ".join(f"{cell:{s}{w}}" for cell, s, w in zip(row, sides, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _summary(prepared: Prepared) -> dict[str, Any]:
+    tokenizer = {"fingerprint": prepared.tokenizer.fingerprint, "vocab_size": prepared.tokenizer.vocab_size}
+    described = {name: {"path": str(path), **prepared.describe(name)} for name, path in prepared.sources.items()}
+    return {"tokenizer": tokenizer, "sources": described}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="config.yaml", help="YAML file with a `data` section (config.yaml)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; messages go to stderr")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the config file")
+    args = parser.parse_args(arguments)
+    try:
+        raw = settings.read(args.config, args.overrides)
+        config = settings.validate(Config, {key: raw[key] for key in ("data", "tokenizer") if key in raw})
+    except settings.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        log = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
+        prepared = prepare(config.data, config.tokenizer, log)
+    except (sources.SourceError, TokenizerError, OSError) as error:
+        print(f"not prepared: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(_summary(prepared)) if args.json else table(prepared))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The `data` section of a config: where documents come from, and how they become token shards."""
+
+import re
+from pathlib import Path
+
+import pydantic
+
+from data import sources
+from settings import Problem, Section
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class SourceSection(Section):
+    """One named source of documents, prepared as one folder of shards."""
+
+    # embedded:CORPUS, {jsonl,parquet,text}:PATH_OR_GLOB, hub:OWNER/NAME[/CONFIG] or hub:FOLDER
+    from_: str = pydantic.Field(alias="from")
+    valid_from: str | None = None  # validation documents of its own; without it they are drawn by document hash
+    field: str = pydantic.Field("text", min_length=1)  # column of jsonl, parquet and hub rows
+    documents: int | None = pydantic.Field(None, ge=1)  # read at most this many
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if remedy := sources.fault(self.from_):
+            found.append(Problem("from", self.from_, remedy))
+        if self.is_embedded and self.documents is None:
+            found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))
+        if self.valid_from is not None:
+            if self.valid_from.startswith("embedded:"):
+                remedy = "leave it out: an embedded source in `from` brings validation documents of its own"
+            elif self.valid_from == self.from_ and not self.from_.startswith("hub:"):
+                remedy = "name other documents than `from`, or leave it out to hold some back by document hash"
+            else:
+                remedy = sources.fault(self.valid_from)
+            if remedy:
+                found.append(Problem("valid_from", self.valid_from, remedy))
+        return found
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.from_.startswith("embedded:")
+
+
+class DataSection(Section):
+    """All sources of a run and what is done to their documents."""
+
+    shards: str = pydantic.Field("shards", min_length=1)  # folder of the prepared token shards, shared by all runs
+    seed: int = 1234  # of the embedded generator
+    valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)  # held out by document hash
+    min_characters: int = pydantic.Field(1, ge=1)  # shorter documents are dropped
+    sources: dict[str, SourceSection] = pydantic.Field(default_factory=dict)
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if not self.sources:
+            found.append(Problem("sources", {}, "name at least one source, for example stories: {from: ..., ...}"))
+        for name in self.sources:
+            if not _NAME.fullmatch(name):
+                remedy = "a source's name becomes a folder's: use up to 64 letters, digits, - and _"
+                found.append(Problem(f"sources.{name}", name, remedy))
+        folder = Path(self.shards)
+        if folder.exists() and not folder.is_dir():
+            found.append(Problem("shards", self.shards, "this is a file: name a folder, which is made when needed"))
+        return found

@@ -1,0 +1,130 @@
+"""Two held-out probes of the embedded corpus: word problems and recall over a long document.
+
+Both ask documents of the validation split, which never occur in training (data/embedded_draw.py), and give an
+accuracy with its 95% interval.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data import embedded
+from evaluation.answers import is_correct
+from evaluation.intervals import clustered_wilson, wilson
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How many were right, and the 95% interval [low, high] of the accuracy."""
+
+    correct: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+def word_problems(
+    model: "nn.Module",
+    tokenizer: "Tokenizer",
+    *,
+    seed: int,
+    count: int = 200,
+    batch: int = 100,
+    max_new_tokens: int = 96,
+) -> ProbeResult:
+    """Solves `count` held-out word problems by greedy cached decoding; right is the exact number after "####"."""
+    from models.decoding import Sampling, generate
+
+    tasks = [embedded.problem(index, "valid", seed) for index in range(count)]
+    correct = 0
+    for first in range(0, count, batch):
+        part = tasks[first : first + batch]
+        prompts = [[tokenizer.end_of_text, *tokenizer.encode(task.question + "\n")] for task in part]
+        solutions = generate(model, prompts, max_new_tokens, [tokenizer.end_of_text], Sampling(temperature=0.0))
+        correct += sum(
+            is_correct(tokenizer.decode(solution), task.answer) for task, solution in zip(part, solutions, strict=True)
+        )
+    return ProbeResult(correct, count, *wilson(correct, count))
+
+
+def recall(
+    model: "nn.Module", tokenizer: "Tokenizer", *, seed: int, documents: int = 25, batch: int = 1
+) -> ProbeResult:
+    """Asks `documents` long held-out documents for all their facts, every question at once.
+
+    A question counts as right when each token of its answer is the likeliest given the true document before it. That
+    is what greedy decoding would answer, were the questions before it answered truly: no answer helps with another.
+    The interval allows for questions of one document being right or wrong together. Documents that do not fit the
+    model's context are passed over, never cut.
+
+    Raises:
+        ValueError: too few documents fit the model's context.
+    """
+    import torch
+
+    clusters: list[tuple[int, int]] = []
+    device = next(model.parameters()).device
+    asked = list(_fitting(tokenizer, seed, documents, model.config.context))
+    for first in range(0, documents, batch):
+        part = asked[first : first + batch]
+        longest = max(len(ids) for ids, _ in part)
+        rows = [[tokenizer.end_of_text, *ids] + [tokenizer.end_of_text] * (longest - len(ids)) for ids, _ in part]
+        with _evaluating(model), torch.inference_mode():
+            likeliest = model(torch.tensor(rows, device=device)[:, :-1], None).argmax(dim=-1).tolist()
+        for (ids, spans), row in zip(part, likeliest, strict=True):
+            right = sum(row[start:end] == ids[start:end] for start, end in spans)
+            clusters.append((right, len(spans)))
+    correct, total = sum(right for right, _ in clusters), sum(size for _, size in clusters)
+    return ProbeResult(correct, total, *clustered_wilson(clusters))
+
+
+def _fitting(tokenizer: "Tokenizer", seed: int, count: int, context: int) -> Iterator[tuple[list[int], list]]:
+    """(token ids, answers' token spans) of the first `count` recall documents that fit `context`."""
+    found, shortest = 0, None
+    for index in range(4 * count):
+        document = embedded.recall(index, "valid", seed)
+        ids = tokenizer.encode(document.text)
+        shortest = min(len(ids), shortest or len(ids))
+        if len(ids) <= context:
+            yield ids, token_spans(tokenizer, ids, document.answers)
+            found += 1
+        if found == count:
+            return
+    raise ValueError(
+        f"only {found} of {4 * count} recall documents fit a context of {context} tokens (the shortest has {shortest}); "
+        "the probe needs a longer context or a tokenizer with more entries"
+    )
+
+
+def token_spans(tokenizer: "Tokenizer", ids: list[int], characters: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The token span [start, end) that covers each character span, for text of one byte a character."""
+    ends, position = [], 0
+    for token in ids:
+        position += len(tokenizer.decode([token]))
+        ends.append(position)
+    spans = []
+    for first, stop in characters:
+        start = next(index for index, end in enumerate(ends) if end > first)
+        end = next(index for index, end in enumerate(ends) if end >= stop) + 1
+        spans.append((start, end))
+    return spans
+
+
+@contextmanager
+def _evaluating(model: "nn.Module") -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

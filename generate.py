@@ -1,0 +1,114 @@
+"""Let a trained model write: python generate.py --checkpoint runs/x "Once upon a time"
+
+Several prompts are continued together, as one batch; a single one streams to the terminal as it is written. Exit
+codes: 0 done, 1 the checkpoint cannot be used, 2 wrong arguments.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizer import Tokenizer
+
+
+def main() -> int:
+    """Load the checkpoint, continue the prompts, print them."""
+    arguments = _parse()
+    import torch
+
+    from checkpoints import CheckpointError, load_model
+    from models.decoding import generate
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model, tokenizer, config = load_model(arguments.checkpoint, device)
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+    prompts = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in arguments.prompts]
+    stop_ids, unknown = _stop_ids(tokenizer, arguments.stop)
+    if unknown:
+        print(f"--stop: {', '.join(map(repr, unknown))} is not one token of this tokenizer", file=sys.stderr)
+        return 2
+    if max(len(prompt) for prompt in prompts) >= config.context:
+        longest = max(len(prompt) for prompt in prompts)
+        print(f"a prompt has {longest} tokens: use fewer than the model's context of {config.context}", file=sys.stderr)
+        return 2
+    single = len(prompts) == 1
+    stream = _Stream(tokenizer.decode) if single else None
+    if single:
+        print(arguments.prompts[0], end="", flush=True)
+    outputs = generate(
+        model, prompts, arguments.max_new_tokens, stop_ids, arguments.sampling, on_token=stream and stream.token
+    )
+    if single:
+        stream.finish()
+    else:
+        for prompt, new in zip(arguments.prompts, outputs, strict=True):
+            print(f"{prompt}{tokenizer.decode(new)}\n")
+    return 0
+
+
+class _Stream:
+    """Prints text as its tokens come, holding back bytes that are not yet a whole character."""
+
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self.decode = decode
+        self.ids: list[int] = []
+        self.printed = ""
+
+    def token(self, _row: int, token: int) -> None:
+        """Take in one more token."""
+        self.ids.append(token)
+        text = self.decode(self.ids)
+        if not text.endswith("\ufffd"):  # an unfinished character decodes to the replacement mark
+            self._print(text)
+
+    def finish(self) -> None:
+        """Print what was held back, and end the line."""
+        self._print(self.decode(self.ids))
+        print(flush=True)
+
+    def _print(self, text: str) -> None:
+        print(text[len(self.printed) :], end="", flush=True)
+        self.printed = text
+
+
+def _stop_ids(tokenizer: "Tokenizer", stops: list[str]) -> tuple[list[int], list[str]]:
+    """Ids of the end of text and of `stops`, each one token; and the stops that are not."""
+    encoded = {stop: tokenizer.encode(stop, allow_special=True) for stop in stops}
+    unknown = [stop for stop, ids in encoded.items() if len(ids) != 1]
+    return [tokenizer.end_of_text, *(ids[0] for ids in encoded.values() if len(ids) == 1)], unknown
+
+
+def _parse() -> argparse.Namespace:
+    from models.sampling import Sampling
+
+    defaults = Sampling()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a run's folder or one of its checkpoints")
+    parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0: always the likeliest token")
+    parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
+    parser.add_argument("--top-p", type=float, help="draw from the likeliest that together have this probability")
+    parser.add_argument("--min-p", type=float, help="draw from those at least this share as likely as the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="1: none")
+    parser.add_argument("--stop", action="append", default=[], metavar="TOKEN", help="also stop at this token")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--device", help="default: cuda when there is one, else cpu")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT")
+    arguments = parser.parse_args()
+    fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    arguments.sampling = Sampling(**{name: getattr(arguments, name) for name in fields})
+    problems = [f"--{name.replace('_', '-')} {value}: {remedy}" for name, value, remedy in arguments.sampling.problems()]
+    if arguments.max_new_tokens < 1:
+        problems.append(f"--max-new-tokens {arguments.max_new_tokens}: use 1 or more")
+    if problems:
+        parser.error("; ".join(problems))
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

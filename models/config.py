@@ -1,0 +1,88 @@
+"""What a model is made of, and what follows from that by arithmetic alone: parameters, FLOPs, cache sizes.
+
+A plain dataclass without torch, so that plans and config checks cost nothing.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a model. `problems()` tells what is impossible about it."""
+
+    architecture: str = "flow"  # "flow": a decoder transformer
+    vocab_size: int = 4096
+    context: int = 2048  # longest sequence the model is built for
+    n_layers: int = 6
+    d_model: int = 256
+    n_heads: int = 8
+    n_kv_heads: int = 2  # grouped-query attention: each key/value head serves n_heads / n_kv_heads query heads
+    head_dim: int | None = None  # None: d_model / n_heads
+    d_ff: int = 640  # hidden width of the SwiGLU feed-forward
+    window: int | None = 128  # a windowed layer's token sees itself and the window - 1 before it; None: no windows
+    global_every: int | None = 6  # every N-th layer attends to everything; None: no global layers
+    rope_base: float = 10_000.0  # of windowed layers
+    rope_base_global: float = 1_000_000.0  # of global layers
+    norm_eps: float = 1e-6
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass instead of keeping it
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim if self.head_dim is not None else self.d_model // self.n_heads
+
+    def layer_window(self, layer: int) -> int | None:
+        """The window of layer `layer` (from 0), or None where it attends to everything."""
+        is_global = self.global_every is not None and (layer + 1) % self.global_every == 0
+        return None if is_global else self.window
+
+    def problems(self) -> list[tuple[str, object, str]]:
+        """(key, value, what would be right) for everything impossible about this shape."""
+        found: list[tuple[str, object, str]] = []
+
+        def expect(right: bool, key: str, remedy: str) -> None:
+            if not right:
+                found.append((key, getattr(self, key), remedy))
+
+        expect(self.architecture == "flow", "architecture", "use flow")
+        for key in ("vocab_size", "context", "n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff"):
+            expect(getattr(self, key) >= 1, key, "use 1 or more")
+        for key in ("head_dim", "window", "global_every"):
+            expect(getattr(self, key) is None or getattr(self, key) >= 1, key, "use 1 or more, or null")
+        for key in ("rope_base", "rope_base_global", "norm_eps"):
+            expect(getattr(self, key) > 0, key, "use a number above 0")
+        if found:
+            return found
+        if self.head_dim is None:
+            expect(self.d_model % self.n_heads == 0, "n_heads", f"use a divisor of d_model ({self.d_model})")
+        expect(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"use a divisor of n_heads ({self.n_heads})")
+        expect(self.d_head % 2 == 0, "head_dim", f"use an even head width, RoPE turns pairs ({self.d_head} now)")
+        return found
+
+    def parameters(self) -> dict[str, int]:
+        """Parameter counts: `embedding` (shared with the output head), `hidden` (all blocks and norms), `total`."""
+        attention = self.d_model * self.d_head * 2 * (self.n_heads + self.n_kv_heads)
+        per_layer = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        embedding = self.vocab_size * self.d_model
+        hidden = self.n_layers * per_layer + self.d_model
+        return {"embedding": embedding, "hidden": hidden, "total": embedding + hidden}
+
+    def flops_per_token(self, context: int) -> int:
+        """Training FLOPs a token (forward and backward) at `context`, counted as 6 a weight that is multiplied plus
+        12 a head channel and visible key (Kaplan et al. 2020, Chowdhery et al. 2022); recomputation not counted."""
+        counts = self.parameters()
+        norms = (2 * self.n_layers + 1) * self.d_model
+        matrices = counts["total"] - norms
+        keys = sum(_mean_visible_keys(context, self.layer_window(layer)) for layer in range(self.n_layers))
+        return int(6 * matrices + 12 * self.n_heads * self.d_head * keys)
+
+    def cache_entries(self) -> list[int]:
+        """Key/value entries each layer keeps while decoding one sequence."""
+        windows = [self.layer_window(layer) for layer in range(self.n_layers)]
+        return [self.context if window is None else min(window, self.context) for window in windows]
+
+
+def _mean_visible_keys(context: int, window: int | None) -> float:
+    """Mean over positions 0..context-1 of how many keys a causal query sees, at most `window`."""
+    window = min(window or context, context)
+    return (window * (window + 1) / 2 + (context - window) * window) / context

@@ -1,0 +1,65 @@
+"""Cross-entropy straight from hidden states, a chunk of tokens at a time, so that all logits never exist at once.
+
+With V = 32,000 the fp32 logits of 16,384 tokens would be 2 GB. Here a chunk's logits are made, used for the loss and,
+in the same pass, for the gradients, and dropped; the backward pass only scales what is already there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # label of a position where nothing is learned
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024) -> Tensor:
+    """Sum of cross-entropies (nats, fp32 scalar) of logits = hidden @ weight.T against `labels`.
+
+    Args:
+        hidden: [N, d]; weight: [V, d]; labels: [N] int64, `IGNORE` where nothing is learned.
+        chunk: tokens whose logits exist together.
+
+    Matrix products run in the autocast dtype when autocast is on, the softmax always in fp32.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return _LinearCrossEntropy.apply(hidden, weight, labels, chunk, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            cast_weight = weight.to(dtype)
+            for start in range(0, len(labels), chunk):
+                part = slice(start, start + chunk)
+                cast_hidden, target = hidden[part].to(dtype), labels[part]
+                trained = target != IGNORE
+                safe_target = target.where(trained, 0)[:, None]
+                logits = F.linear(cast_hidden, cast_weight).float()
+                log_norm = logits.logsumexp(dim=-1, keepdim=True)
+                loss += ((log_norm - logits.gather(1, safe_target))[:, 0] * trained).sum()
+                if needs_hidden or needs_weight:
+                    grad = logits.sub_(log_norm).exp_()  # softmax, in the logits' own memory
+                    grad.scatter_add_(1, safe_target, grad.new_full(safe_target.shape, -1.0))
+                    grad = (grad * trained[:, None]).to(dtype)
+                    if needs_hidden:
+                        grad_hidden[part] = grad @ cast_weight
+                    if needs_weight:
+                        grad_weight += grad.T @ cast_hidden
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            grad_hidden * grad_loss.to(grad_hidden.dtype) if grad_hidden is not None else None,
+            grad_weight * grad_loss if grad_weight is not None else None,
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,58 @@
+"""Train a language model: accelerate launch multigpu_train.py [--config FILE] [section.key=value ...]
+
+The same command starts a run, resumes it after any interruption, and on any number of processes. What it does stands
+in the config (default: config.yaml). Exit codes: 0 finished, 1 failed, 2 the config or the launch is wrong, 75 stopped
+and saved (the same command goes on).
+"""
+
+import argparse
+import json
+import os
+import sys
+
+from settings import ConfigError, read, validate
+
+
+def main() -> int:
+    """Read the config, report all of its problems at once, then plan or train."""
+    arguments = _parse()
+    is_main = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    from training.settings import RunConfig
+
+    try:
+        config = validate(RunConfig, read(arguments.config, arguments.overrides))
+    except ConfigError as error:
+        if is_main:
+            print(error, file=sys.stderr)
+        return 2
+    if arguments.dry_run:
+        from training.budget import plan
+
+        estimate = plan(config)
+        if is_main:
+            print(json.dumps(estimate.as_json()) if arguments.json else estimate.as_text())
+        return 0
+    from training.start import LaunchError, RunMismatch, start
+
+    try:
+        return start(config).value
+    except (ConfigError, LaunchError, RunMismatch) as error:
+        if is_main:
+            print(f"cannot start: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="config.yaml", help="the run's config (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run will need, and exit")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. optimizer.muon_lr=0.01")
+    arguments = parser.parse_intermixed_args()
+    if arguments.json and not arguments.dry_run:
+        parser.error("--json goes with --dry-run")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

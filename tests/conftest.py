@@ -1,0 +1,48 @@
+"""Fixtures that every room's tests share: the real text, and a way to run the project's commands.
+
+Tests share a small machine, so each process computes on one thread unless the environment says otherwise; that must be
+set before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real text: $SLMS_DATA, or ../shared/data beside the checkout; skips where there is none."""
+    folder = Path(os.environ.get("SLMS_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no real text at {folder}: name the folder that holds it in SLMS_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run(*command, cwd=root, timeout=300, **environment): runs a command to its end without standard input.
+
+    Returns the finished process with `returncode`, `stdout` and `stderr`; `environment` is added to this process's own.
+    """
+
+    def run(*command: str | Path, cwd: Path = ROOT, timeout: float = 300, **environment: str):
+        return subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

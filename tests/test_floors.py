@@ -1,0 +1,206 @@
+"""Holds the layout: imports go one way down the floors, and every file follows the few rules a machine can check.
+
+`problems` reads the files with `ast`, so an import inside a function counts like one at the top. Rooms on one floor may
+import each other as long as no circle comes of it. The tests below the checker plant faults to see that it finds them.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Highest first. A script at the root is a room of its own on the top floor, beside these.
+FLOORS = (
+    ("benchmarks", "deploy"),
+    ("training", "distill"),
+    ("evaluation", "export", "serve", "observe"),
+    ("data", "checkpoints"),
+    ("models", "tokenizer", "storage", "settings"),
+)
+FLOOR = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
+ENTRIES = len(FLOORS)
+MODELS_MAY_IMPORT = {"models", "torch", "snntorch", *sys.stdlib_module_names}
+WITHOUT_TORCH = ("settings", "storage")
+STDLIB_ONLY = ("deploy",)  # runs before anything is installed
+PERSONAL_PATH = re.compile(r"(?<![\w.~$}/*-])/(?:home|Users|root|work)/\w")
+
+
+def project_files(root: Path) -> list[Path]:
+    """Every file of the project, relative to `root`: what git tracks or would track; without git, what is there."""
+    listing = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
+        found = [Path(name) for name in names if name]
+    except (OSError, subprocess.CalledProcessError):
+        ignored = {line.strip("/\n") for line in (root / ".gitignore").open(encoding="utf-8")} | {".git"}
+        found = []
+        for folder, subfolders, names in os.walk(root):
+            subfolders[:] = [name for name in subfolders if name not in ignored]
+            found += [Path(folder, name).relative_to(root) for name in names]
+    return sorted(path for path in found if (root / path).is_file())
+
+
+def imported(tree: ast.Module, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, top-level module) of every import in a file, relative ones resolved; "" for one that leaves the root."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                yield node.lineno, node.module.split(".")[0]
+            else:
+                package = path.parts[:-1]
+                base = package[: len(package) - (node.level - 1)] if node.level <= len(package) else ()
+                yield node.lineno, base[0] if base else ""
+
+
+def room_of(path: Path) -> str:
+    return path.parts[0] if len(path.parts) > 1 else path.stem
+
+
+def import_problems(path: Path, tree: ast.Module, floor: dict[str, int]) -> Iterator[str]:
+    """What one file of a room imports that it may not."""
+    room = room_of(path)
+    if room not in floor:
+        yield f"{path}: no floor has a room named {room}: give it its place in FLOORS"
+        return
+    for line, module in imported(tree, path):
+        where = f"{path}:{line}"
+        if module == "":
+            yield f"{where}: a relative import leaves the project"
+        elif module == "tests":
+            yield f"{where}: {room} imports tests"
+        elif floor.get(module, 0) > floor[room]:
+            yield f"{where}: {room} imports {module}, which is on a higher floor"
+        elif room == "models" and module not in MODELS_MAY_IMPORT:
+            yield f"{where}: models imports {module}, but may import only torch and snntorch"
+        elif room in WITHOUT_TORCH and module == "torch":
+            yield f"{where}: {room} imports torch, of which it knows nothing"
+        elif room in STDLIB_ONLY and module not in {room, *sys.stdlib_module_names}:
+            yield f"{where}: {room} imports {module}, but runs before anything is installed"
+
+
+def circles(edges: dict[str, set[str]]) -> Iterator[str]:
+    """The first circle among rooms of one floor, if there is one; across floors, an import upwards tells it already."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        yield "rooms import each other in a circle: " + " -> ".join(reversed(error.args[1]))
+
+
+def problems(root: Path, files: Iterable[Path]) -> list[str]:
+    """Everything wrong with the files (relative to `root`), one line each; empty when all is well."""
+    files = list(files)
+    scripts = {path.stem: ENTRIES for path in files if len(path.parts) == 1 and path.suffix == ".py"}
+    floor = {**FLOOR, **scripts}
+    edges: dict[str, set[str]] = {}
+    found = []
+    for path in files:
+        try:
+            text = (root / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.split("\n"), 1):
+            if PERSONAL_PATH.search(line):
+                found.append(f"{path}:{number}: names an absolute path of a home or work folder")
+        if path.suffix != ".py":
+            continue
+        try:
+            tree = ast.parse(text, filename=str(path))
+        except SyntaxError as error:
+            found.append(f"{path}:{error.lineno}: does not parse: {error.msg}")
+            continue
+        if not (ast.get_docstring(tree) or "").strip():
+            found.append(f"{path}: no docstring that says what the file is for")
+        room = room_of(path)
+        if room == "tests":
+            continue
+        found += import_problems(path, tree, floor)
+        edges.setdefault(room, set()).update(
+            module for _, module in imported(tree, path) if module != room and floor.get(module) == floor.get(room)
+        )
+    return found + list(circles(edges))
+
+
+def test_the_project_keeps_its_rules():
+    files = project_files(ROOT)
+    assert Path("tests/test_floors.py") in files
+    assert problems(ROOT, files) == []
+
+
+GOOD = {
+    "train_it.py": '"""Entry."""\nfrom training import trainer\n',
+    "training/trainer.py": '"""Loop."""\nimport torch\nimport data.loader\nfrom . import schedule\n',
+    "data/loader.py": '"""Batches."""\nimport numpy\nfrom storage import folder\n',
+    "tokenizer/bpe.py": '"""BPE."""\nfrom settings import Section\n',
+    "models/flow.py": '"""Flow."""\nfrom __future__ import annotations\nimport math\nimport torch.nn as nn\n'
+    "from .attention import attend\nfrom models.config import ModelConfig\n",
+    "tests/data/test_loader.py": '"""Any room."""\nimport training.trainer\n',
+    "docs/notes.md": "See https://example.org/work/x, ../work/y and runs/home/z.\n",
+}
+
+
+def plant(root: Path, files: dict[str, str]) -> list[str]:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return problems(root, [Path(name) for name in files])
+
+
+def test_a_good_tree_passes(tmp_path):
+    assert plant(tmp_path, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("data/x.py", "from training.trainer import fit", "data imports training, which is on a higher floor"),
+        ("data/x.py", "def f():\n    import observe.metrics", "data imports observe, which is on a higher floor"),
+        ("training/x.py", "import train_it", "training imports train_it, which is on a higher floor"),
+        ("export/x.py", "import benchmarks.speed", "export imports benchmarks, which is on a higher floor"),
+        ("models/x.py", "import numpy as np", "models imports numpy"),
+        ("models/x.py", "from settings import Section", "models imports settings"),
+        ("storage/x.py", "import torch", "storage imports torch"),
+        ("settings/x.py", "from torch import nn", "settings imports torch"),
+        ("deploy/x.py", "import yaml", "deploy imports yaml"),
+        ("serve/x.py", "from tests.conftest import ROOT", "serve imports tests"),
+        ("settings/x.py", "import tokenizer.bpe", "rooms import each other in a circle"),
+        ("data/x.py", "from ... import y", "a relative import leaves the project"),
+        ("misc/x.py", "import os", "no floor has a room named misc"),
+        ("data/x.py", "def f(:", "does not parse"),
+        ("serve/x.py", 'PLACE = "/' + 'home/someone/x"', "names an absolute path"),
+        ("docs/x.md", "cd /" + "work/main", "names an absolute path"),
+    ],
+)
+def test_a_planted_fault_is_found(tmp_path, name, text, complaint):
+    text = f'"""Planted."""\n{text}\n' if name.endswith(".py") else text
+    found = plant(tmp_path, {**GOOD, name: text})
+    assert len(found) == 1, found
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize("text", ["", "x = 1\n", '""" """\n', "# a comment\n"])
+def test_a_file_without_a_docstring_is_found(tmp_path, text):
+    found = plant(tmp_path, {"tests/test_x.py": text})
+    assert found == ["tests/test_x.py: no docstring that says what the file is for"]
+
+
+def test_files_are_found_with_git_and_without(tmp_path):
+    plant(tmp_path, {**GOOD, ".gitignore": ".venv/\nruns/\n", ".venv/x.py": "import y\n", "runs/a/b.py": "import y\n"})
+    expected = sorted(Path(name) for name in [*GOOD, ".gitignore"])
+    assert project_files(tmp_path) == expected
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "data"], check=True)
+    assert project_files(tmp_path) == expected

@@ -1,0 +1,160 @@
+"""What a run will need, before anything is allocated: parameters, tokens, steps, FLOPs, memory and disk.
+
+Memory is for one process: weights, gradients and optimizer state by exact count, activations by what the backward pass
+of each block keeps. Estimates say so; nothing here measures.
+"""
+
+import dataclasses
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data import embedded, sources
+from data.settings import SourceSection
+from models.config import ModelConfig
+from settings import ConfigError, Problem
+from training.settings import PhaseSection, RunConfig
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasePlan:
+    """One phase in numbers."""
+
+    name: str
+    context: int
+    steps: int
+    tokens: int
+    flops: int
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run in numbers."""
+
+    model: ModelConfig
+    phases: list[PhasePlan]
+    memory: dict[str, int]  # bytes of one process at the phase that needs most
+    disk: dict[str, int]  # bytes
+    corpus_tokens: dict[str, int | None]  # by source; None where only preparation can tell
+
+    @property
+    def tokens(self) -> int:
+        """Of all phases."""
+        return sum(phase.tokens for phase in self.phases)
+
+    def as_json(self) -> dict[str, Any]:
+        """One object for programs."""
+        return {
+            "parameters": self.model.parameters()["total"],
+            "parameters_by_part": self.model.parameters(),
+            "tokens": self.tokens,
+            "flops_per_token": sum(phase.flops for phase in self.phases) // self.tokens,
+            "memory_bytes": sum(self.memory.values()),
+            "memory_by_part": self.memory,
+            "disk_bytes": sum(self.disk.values()),
+            "corpus_tokens": self.corpus_tokens,
+            "phases": [dataclasses.asdict(phase) for phase in self.phases],
+        }
+
+    def as_text(self) -> str:
+        """A table for people."""
+        counts = self.model.parameters()
+        lines = [
+            f"parameters  {counts['total']:,} ({counts['embedding']:,} in the embedding, {counts['hidden']:,} in blocks)",
+            f"tokens      {self.tokens:,} ({self.tokens / counts['total']:.1f} a parameter; Chinchilla's optimum is 20)",
+            f"compute     {sum(phase.flops for phase in self.phases):.3g} FLOP",
+            f"memory      {sum(self.memory.values()) / GIB:.2f} GiB a process (estimate: "
+            + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.memory.items()) + ")",
+            f"disk        {sum(self.disk.values()) / GIB:.2f} GiB (estimate: "
+            + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.disk.items()) + ")",
+            "",
+            f"{'phase':<16}{'context':>8}{'steps':>9}{'tokens':>16}{'FLOP/token':>13}{'memory GiB':>12}",
+        ]  # fmt: skip
+        lines += [
+            f"{p.name:<16}{p.context:>8}{p.steps:>9}{p.tokens:>16,}{p.flops // p.tokens:>13,}{p.memory_bytes / GIB:>12.2f}"
+            for p in self.phases
+        ]
+        return "\n".join(lines)
+
+
+def plan(config: RunConfig) -> Plan:
+    """The plan of `config`'s run.
+
+    Raises:
+        ConfigError: the config names a tokenizer, and the model's vocabulary is smaller.
+    """
+    model = config.model.config(_tokenizer_entries(config), config.longest_context)
+    phases = [_plan_phase(config, model, phase) for phase in config.phases]
+    memory = max((memory_bytes(model, config, phase) for phase in config.phases), key=lambda parts: sum(parts.values()))
+    corpus = {name: estimated_tokens(source) for name, source in config.data.sources.items()}
+    bytes_a_token = 2 if model.vocab_size <= 2**16 else 4
+    disk = {
+        "checkpoints": (config.checkpoint.keep + 1) * (memory["weights"] + memory["optimizer"]),
+        "shards": sum(tokens or 0 for tokens in corpus.values()) * bytes_a_token,
+    }
+    return Plan(model, phases, memory, disk, corpus)
+
+
+def _plan_phase(config: RunConfig, model: ModelConfig, phase: PhaseSection) -> PhasePlan:
+    tokens = phase.steps * phase.batch_rows * phase.context
+    flops = tokens * model.flops_per_token(phase.context)
+    memory = sum(memory_bytes(model, config, phase).values())
+    return PhasePlan(phase.name, phase.context, phase.steps, tokens, flops, memory)
+
+
+def memory_bytes(model: ModelConfig, config: RunConfig, phase: PhaseSection) -> dict[str, int]:
+    """Bytes of one process while it trains `phase`, by part: fp32 weights, gradients and optimizer state (one momentum
+    for Muon's matrices, two moments for the rest), activations kept for the backward pass, one chunk of logits."""
+    counts = model.parameters()
+    norms = (2 * model.n_layers + 1) * model.d_model
+    rows = min(phase.micro_batch, phase.batch_rows)
+    positions = rows * phase.context
+    width = 2 if config.parallel.precision == "bf16" else 4
+    per_position = activation_bytes(model, width)
+    residuals = model.n_layers * model.d_model * 4
+    kept = residuals + per_position if model.gradient_checkpointing else model.n_layers * per_position
+    return {
+        "weights": 4 * counts["total"],
+        "gradients": 4 * counts["total"],
+        "optimizer": 4 * (counts["hidden"] - norms) + 8 * (counts["embedding"] + norms),
+        "activations": positions * kept,
+        "logits": 3 * 4 * min(positions, 1024) * model.vocab_size + 4 * counts["embedding"],
+    }
+
+
+def activation_bytes(model: ModelConfig, width: int) -> int:
+    """Bytes that one block keeps for the backward pass of one position; `width` bytes a matrix product's operand."""
+    heads, kv = model.n_heads * model.d_head, model.n_kv_heads * model.d_head
+    norms = 2 * 4 * 2 * model.d_model  # input and output of both, fp32
+    attention = width * (2 * heads + 2 * (2 * kv if model.window else kv) + heads)
+    feed_forward = width * 4 * model.d_ff
+    casts = 2 * model.d_model * width if width == 2 else 0
+    return norms + attention + feed_forward + casts
+
+
+def estimated_tokens(source: SourceSection) -> int | None:
+    """Tokens of a source at a byte-level BPE's usual four bytes a token; None for the Hub, which nobody asks here."""
+    kind, rest = sources.parse(source.from_)
+    if kind == "embedded":
+        some = list(islice(embedded.documents(rest, "train", 20, seed=0), 20))
+        return int(sum(len(text) for text in some) / len(some) * (source.documents or 0) / 4)
+    if kind == "hub":
+        return None
+    return sum(path.stat().st_size for path in sources.files(source.from_)) // 4
+
+
+def _tokenizer_entries(config: RunConfig) -> int:
+    section = config.tokenizer
+    if section.path is None or section.path.startswith("hub:"):
+        return config.model.vocab_size or section.vocab_size
+    from tokenizer import Tokenizer
+
+    entries = Tokenizer.load(Path(section.path)).vocab_size
+    if config.model.vocab_size is not None and config.model.vocab_size < entries:
+        raise ConfigError(
+            [Problem("model.vocab_size", config.model.vocab_size, f"use at least the tokenizer's {entries} entries")]
+        )
+    return entries

@@ -1,0 +1,70 @@
+"""What the trainer asks of `evaluation/` during a run: validation losses, probes, and the bigram floor."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+from data.loader import TokenShards, validation_batches
+from data.prepare import Prepared
+from evaluation.bigram import kneser_ney_loss
+from evaluation.perplexity import HeldOutLoss, held_out_loss
+from models.config import ModelConfig
+from training.parallel import Strategy
+from training.settings import PhaseSection, RunConfig
+
+if TYPE_CHECKING:
+    from evaluation.probes import ProbeResult
+    from tokenizer import Tokenizer
+
+MOST_BIGRAM_TOKENS = 20_000_000  # of each source: counting more takes longer than it tells
+
+
+def validation(
+    objective: nn.Module, strategy: Strategy, sources: Mapping[str, Path], phase: PhaseSection, limit: int | None
+) -> dict[str, HeldOutLoss]:
+    """The held-out loss of each of the phase's sources that has a validation split, on at most `limit` tokens."""
+    losses = {}
+    for name in phase.data:
+        about = TokenShards(sources[name], "valid").about
+        if not about["tokens"]:
+            continue
+        batches = validation_batches(
+            sources[name], phase.context, phase.micro_batch, limit, strategy.rank, strategy.world
+        )
+        losses[name] = held_out_loss(
+            objective,
+            batches,
+            tokens_per_byte=about["tokens"] / about["bytes"],
+            device=strategy.device,
+            autocast=strategy.autocast(),
+            total=strategy.sum,
+        )
+    return losses
+
+
+def probe(name: str, model: nn.Module, tokenizer: "Tokenizer", strategy: Strategy, config: RunConfig) -> "ProbeResult":
+    """Ask held-out questions of the embedded corpus."""
+    from evaluation import probes
+
+    ask = {"word_problems": probes.word_problems, "recall": probes.recall}[name]
+    with strategy.autocast():
+        return ask(model, tokenizer, seed=config.data.seed, count=getattr(config.evaluation, name))
+
+
+def bigram_floors(prepared: Prepared, phase: PhaseSection, model_config: ModelConfig) -> dict[str, float]:
+    """By source, the validation loss of a Kneser-Ney bigram model that counted all of the phase's training text."""
+    train = []
+    for name in phase.data:
+        left = MOST_BIGRAM_TOKENS
+        for stream in TokenShards(prepared.sources[name], "train").tokens:
+            train.append(np.asarray(stream[:left]))
+            left -= len(train[-1])
+    floors = {}
+    for name in phase.data:
+        valid = TokenShards(prepared.sources[name], "valid").tokens
+        if valid and len(valid[0]) > 1:
+            floors[name] = kneser_ney_loss(train, np.concatenate(valid), model_config.vocab_size)
+    return floors
