@@ -7,11 +7,11 @@ to a few hundred points a curve, each the mean of its neighbours.
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from observe.history import History
-from observe.units import bytes_, compact, percent
+from observe.units import compact
 
 MOST_POINTS = 500
 MOST_LABEL = 40  # characters of a name beside a curve
@@ -31,16 +31,17 @@ def curves(history: History) -> list[tuple[str, str]]:
     validation = _series(history.of("validation"), "val_loss", thin_it=False)
     if loss[0] or validation[0]:
         drawn.append(("Loss (nats a token)", _loss_curve(history, loss, validation)))
-    for key, title, colour, show in (
-        ("lr", "Learning rate", PURPLE, compact),
-        ("grad_norm", "Gradient norm", PINK, compact),
-        ("tokens_per_second", "Tokens a second", GREEN, compact),
-        ("mfu", "MFU", GREEN, percent),
-        ("memory_bytes", "Memory", ORANGE, bytes_),
+    for key, title, colour, unit in (
+        ("lr", "Learning rate", PURPLE, 1),
+        ("grad_norm", "Gradient norm", PINK, 1),
+        ("tokens_per_second", "Tokens a second", GREEN, 1),
+        ("mfu", "MFU (%)", GREEN, 0.01),
+        ("memory_bytes", "Memory (GiB)", ORANGE, 2**30),
     ):
-        points = _series(train, key)
-        if points[0]:
-            drawn.append((title, _single_curve(history, title, points, colour, show)))
+        tokens, values = _series(train, key)
+        if tokens:
+            points = (tokens, [value / unit for value in values])
+            drawn.append((title, _single_curve(history, title, points, colour)))
     return drawn
 
 
@@ -64,7 +65,7 @@ def _series(records: list[dict[str, Any]], key: str, thin_it: bool = True) -> Po
 
 
 def _loss_curve(history: History, loss: Points, validation: Points) -> str:
-    figure, axes = _axes(history, width=7.6, height=3.6)
+    figure, axes = _axes(history, width=8.4, height=3.8)
     if loss[0]:
         axes.plot(*loss, color=BLUE, linewidth=1.1, label="training", marker="." if len(loss[0]) == 1 else "")
     if validation[0]:
@@ -87,7 +88,7 @@ def _loss_curve(history: History, loss: Points, validation: Points) -> str:
     return _svg(figure, "training and validation loss over tokens")
 
 
-def _single_curve(history: History, title: str, points: Points, colour: str, show: Callable[[float], str]) -> str:
+def _single_curve(history: History, title: str, points: Points, colour: str) -> str:
     figure, axes = _axes(history, width=4.6, height=2.5)
     axes.plot(*points, color=colour, linewidth=1.2, marker="." if len(points[0]) == 1 else "")
     numbers = [y for y in points[1] if math.isfinite(y) and y > 0]
@@ -95,7 +96,7 @@ def _single_curve(history: History, title: str, points: Points, colour: str, sho
         axes.set_yscale("log")  # one spike would flatten all the rest
     elif numbers:
         axes.set_ylim(0, max(numbers) * 1.08)
-        axes.yaxis.set_major_formatter(lambda value, _: show(value))
+        axes.yaxis.set_major_formatter(lambda value, _: compact(value))
     return _svg(figure, f"{title} over tokens")
 
 

@@ -15,30 +15,25 @@ from typing import Any
 # Peak FLOP/s of one card in bf16 and fp16 matrix products, in units of 1e12: dense (data sheets that print the rate
 # "with sparsity" print twice this) and with fp32 accumulation, which is what PyTorch does (GeForce cards do it at
 # half the rate that they are advertised with, GeForce fp16 sums; the professional cards of the same chips do not).
-# Sources: NVIDIA's data sheets of A10, A30, A40, A100, H100, H200, L4, L40, L40S, T4, V100 and HGX B200; the
-# appendices of the GA102 (RTX 3090, A6000), Ada (RTX 4080, 4090, 6000) and RTX Blackwell (RTX 5080, 5090)
-# architecture whitepapers; AWS's page of G5 (A10G). Checked as SMs x FLOP per clock and SM x boost clock, where
-# that is: 512 a GeForce, 1024 a professional card, 2048 A100, 4096 H100.
+# Figures as NVIDIA's data sheets (A, B, H, L, T and V series) and the appendices of its GA102, Ada and RTX Blackwell
+# architecture whitepapers (the RTX cards) give them; for A, H, L and RTX they equal SMs x FLOP per clock and SM x boost
+# clock: 512 a GeForce and the L40, 1024 the other cards of the same chips, 2048 A100 and A30, 4096 H100.
 # The key is the whole name that PyTorch gives, without maker, series and memory size: "A100" must not match "A10",
-# nor "RTX 4090" the "RTX 4090 Laptop GPU". Cards with two versions of one name (RTX 3080) are left out.
+# nor "RTX 4090" the "RTX 4090 Laptop GPU". Left out: cards with two versions of one name (RTX 3080), and those whose
+# dense rate two sources do not agree on (A10G, H100 NVL, H200 NVL).
 _PEAK_TERAFLOPS = {
     "a10": 125.0,
-    "a10g": 70.0,
     "a30": 165.0,
     "a40": 149.7,
     "a100 sxm4": 312.0,
     "a100 sxm": 312.0,
     "a100 pcie": 312.0,
-    "a800 sxm4": 312.0,
     "b200": 2250.0,
     "gh200": 989.4,
     "h100 hbm3": 989.4,  # the SXM card: "NVIDIA H100 80GB HBM3"
     "h100 sxm5": 989.4,
     "h100 pcie": 756.0,
-    "h100 nvl": 835.5,
-    "h800": 989.4,
     "h200": 989.4,
-    "h200 nvl": 835.5,
     "l4": 121.0,
     "l40": 181.05,
     "l40s": 362.05,

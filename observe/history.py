@@ -58,7 +58,7 @@ class Probe:
 
     @property
     def change(self) -> str:
-        """What happened: "up" or "down" if the 95% intervals are apart, "unclear" if they meet, "" if one is missing."""
+        """Either "up" or "down" if the 95% intervals are apart, "unclear" if they meet; "" if one is missing."""
         if not self.before or not self.after:
             return ""
         if self.after["low"] > self.before["high"]:

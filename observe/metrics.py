@@ -52,10 +52,11 @@ class MetricsLog:
     def rewind(self, step: int) -> int:
         """Drop what was recorded after the checkpoint of `step` was written; returns how many lines went.
 
+        A step that was saved twice (at the end of a phase, and again when the run was stopped before the next phase
+        took a step) is cut after the first of the two: the run's state was the same, so it records the rest again.
         Without a mark for `step` (the file was edited, or comes from elsewhere) records up to `step` stay, except
-        the opening of the phase that follows it, which the resumed run records again; at step 0 nothing was saved
-        and nothing stays. Lines that a crash spoiled go. A file that is missing is no error: what was watched never
-        stops what is trained.
+        the opening of the phase that follows it. Step 0 leaves nothing: all of it is recorded again. Lines that a
+        crash spoiled go. A file that is missing is no error: what was watched never stops what is trained.
         """
         self.close()
         lines = _lines(self.path)
@@ -144,10 +145,12 @@ def _kept(lines: list[tuple[str, dict[str, Any] | None]], step: int) -> list[str
             if record and record.get("event") == event and record.get("step") == step
         ]
 
-    if marks := places("checkpoint"):
-        end = marks[-1] + 1
-    elif step == 0:
+    marks = places("checkpoint")
+    if step == 0:
         end = 0
+    elif marks:
+        phase = lines[marks[-1]][1].get("phase")
+        end = next(mark for mark in marks if lines[mark][1].get("phase") == phase) + 1
     else:
         end = min(places("phase_start"), default=len(lines))
     return [

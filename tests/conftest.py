@@ -46,3 +46,14 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., list[str]]:
+    """tiny(name, *overrides): the arguments of a whole small run (tests/tiny.yaml) in this test's own folders."""
+
+    def tiny(name: str, *overrides: str) -> list[str]:
+        folders = [f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}"]
+        return ["--config", str(ROOT / "tests" / "tiny.yaml"), f"run.name={name}", *folders, *overrides]
+
+    return tiny

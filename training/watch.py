@@ -88,9 +88,9 @@ class Watch:
         self.progress = Progress(total_steps)
         self.metrics.rewind(state.step if resumed else 0)
         self.tracker = open_tracker(config.watch.wandb, folder, as_plain(config), say=self.say)
-        device_name = hardware.environment(strategy.device)
+        environment = hardware.environment(strategy.device)
         self.peak_flops = self._peak_flops()
-        self.event("resumed" if resumed else "started", state, environment=device_name)
+        self.event("resumed" if resumed else "started", state, environment=environment)
         if resumed:
             self.say(f"resumed from {resumed} at step {state.step}")
 
@@ -195,11 +195,14 @@ class Watch:
         self.event("phase_end", state, context=phase.context)
 
     def report(self) -> None:
-        """Write report.html as the run stands."""
+        """Write report.html as the run stands; a report that cannot be drawn stops nothing."""
         if self.active:
             from observe.report import write_report
 
-            write_report(self.config.run.path)
+            try:
+                write_report(self.config.run.path)
+            except Exception as error:  # noqa: BLE001  whatever a plotting library raises, training goes on
+                self.say(f"report.html was not written: {type(error).__name__}: {error}")
 
     def close(self, last_words: str) -> None:
         """End the progress line, the tracker and the files; print the summary."""

@@ -148,6 +148,31 @@ def test_a_run_broken_anywhere_ends_with_the_same_file_as_an_unbroken_one(tmp_pa
         assert MetricsLog.read(log.path) == expected, kill
 
 
+def test_a_step_that_was_saved_twice_is_cut_where_its_state_was_first_saved(tmp_path):
+    """The end of phase a is saved as the beginning of b; then b opens, and the run is stopped before a step of b."""
+    path = tmp_path / "metrics.jsonl"
+    log = write(path, [train(20), at("probe", 20, when="end")])
+    log.mark_checkpoint(step=20, phase="b", tokens=200)
+    before = MetricsLog.read(path)
+    log.append(at("event", 20, "b", event="phase_start"))
+    log.append(at("probe", 20, "b", when="start"))
+    log.mark_checkpoint(step=20, phase="b", tokens=200)
+    assert log.rewind(20) == 3
+    assert MetricsLog.read(path) == before
+
+
+def test_a_step_saved_before_and_after_a_phase_ended_is_cut_after_the_end(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = write(path, [train(20)])
+    log.mark_checkpoint(step=20, phase="a", tokens=200)
+    log.append(at("validation", 20, phase_end=True))
+    log.mark_checkpoint(step=20, phase="b", tokens=200)
+    before = MetricsLog.read(path)
+    log.append(train(30, "b"))
+    log.rewind(20)
+    assert MetricsLog.read(path) == before
+
+
 def test_rewind_past_a_checkpoint_that_did_not_verify(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
@@ -193,8 +218,10 @@ def test_records_without_a_step_stay_or_go_by_where_they_are(tmp_path):
 
 def test_a_run_that_starts_over_keeps_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = write(path, [at("event", 0, event="phase_start"), at("probe", 0, when="start"), train(1)])
-    assert log.rewind(0) == 3
+    log = write(path, [at("event", 0, event="phase_start"), at("probe", 0, when="start")])
+    log.mark_checkpoint(step=0, phase="a", tokens=0)  # stopped before the first step
+    log.append(train(1))
+    assert log.rewind(0) == 4
     assert MetricsLog.read(path) == []
 
 

@@ -86,7 +86,7 @@ def test_each_curve_is_one_svg_that_is_well_formed_and_follows_the_page(make_run
     text = report(make_run())
     figures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     titles = re.findall(r"<h3>(.*?)</h3>", text)
-    assert titles == ["Loss (nats a token)", "Learning rate", "Gradient norm", "Tokens a second", "Memory"]
+    assert titles == ["Loss (nats a token)", "Learning rate", "Gradient norm", "Tokens a second", "Memory (GiB)"]
     assert len(figures) == len(titles)  # no MFU: it is not known in this run
     for figure in figures:
         root = ElementTree.fromstring(figure)

@@ -1,0 +1,141 @@
+"""A run that was stopped and started again is the run that was never stopped, to the last bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from observe.metrics import MetricsLog
+from settings import read, validate
+from training.settings import RunConfig
+from training.start import RunMismatch, start
+from training.trainer import Outcome
+
+STEPS = {"short": 8, "middle": 10, "long": 8}
+
+
+def train(arguments: list[str]) -> tuple[Outcome, Path]:
+    """Run in this process; returns how it ended and the run's folder."""
+    config = validate(RunConfig, read(arguments[1], arguments[2:]))
+    return start(config), config.run.path
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of the run's last checkpoint."""
+    last = run / "checkpoints" / f"step-{sum(STEPS.values()):08d}"
+    weights, optimizer = load_file(last / "model.safetensors"), load_file(last / "optimizer.safetensors")
+    return weights | {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    records = MetricsLog.read(run / "metrics.jsonl")
+    return [(record["step"], record["loss"]) for record in records if record["kind"] == "train"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    expected, found = final_tensors(one), final_tensors(other)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert losses(one) == losses(other)
+    assert [step for step, _ in losses(one)] == list(range(1, sum(STEPS.values()) + 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stopped_in_each_phase_and_at_its_edge_equals_unbroken(tiny, seed):
+    outcome, whole = train(tiny("whole"))
+    assert outcome is Outcome.FINISHED
+    draw = random.Random(seed)
+    first, second, third = STEPS.values()
+    stops = [draw.randint(1, first - 1), first, first + draw.randint(1, second - 1), first + second,
+             first + second + draw.randint(1, third - 1)]  # fmt: skip
+    for stop in stops:
+        outcome, broken = train(tiny("broken", f"run.stop_after_steps={stop}"))
+        assert outcome is Outcome.STOPPED
+    assert train(tiny("broken"))[0] is Outcome.FINISHED
+    assert_same_run(whole, broken)
+
+
+def test_killed_without_warning_and_restarted_equals_unbroken(tiny):
+    """SIGKILL at moments that nobody chose: between steps, in a save, in a validation, in preparation."""
+    _, whole = train(tiny("whole"))
+    command = [sys.executable, "multigpu_train.py", *tiny("killed")]
+    draw = random.Random(7)
+    killed = 0
+    for attempt in range(12):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=3.0 + draw.random() * 3 if attempt < 6 else 300)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    assert process.returncode == 0
+    assert killed > 0
+    assert_same_run(whole, Path(whole).with_name("killed"))
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tiny):
+    arguments = tiny("asked", "checkpoint.every_steps=null", "phases.0.tokens=1000000", "phases.0.batch_tokens=1024")
+    command = [sys.executable, "multigpu_train.py", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = Path(next(argument for argument in arguments if argument.startswith("run.folder="))[11:]) / "asked"
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"kind":"train"' in metrics.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == Outcome.STOPPED.value
+    assert "the same command goes on from there" in output
+    saved = sorted((folder / "checkpoints").iterdir())
+    assert len(saved) == 1
+    state = json.loads((saved[0] / "state.json").read_text())
+    assert state["step"] == losses(folder)[-1][0] > 0
+
+
+def test_damaged_newest_checkpoint_is_skipped_and_named(tiny, capfd):
+    _, whole = train(tiny("whole"))
+    train(tiny("broken", "run.stop_after_steps=11"))
+    broken = whole.with_name("broken")
+    weights = broken / "checkpoints" / "step-00000011" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    capfd.readouterr()
+    assert train(tiny("broken"))[0] is Outcome.FINISHED
+    shown = capfd.readouterr()
+    assert f"skipped {weights.parent}" in shown.err + shown.out and "sha256 differs" in shown.err + shown.out
+    assert_same_run(whole, broken)
+
+
+def test_finished_run_is_not_trained_again(tiny):
+    _, whole = train(tiny("whole"))
+    before = final_tensors(whole)
+    assert train(tiny("whole"))[0] is Outcome.FINISHED
+    assert_same_run(whole, whole)
+    assert all(torch.equal(before[name], tensor) for name, tensor in final_tensors(whole).items())
+
+
+def test_another_model_or_seed_under_the_same_name_is_refused(tiny):
+    train(tiny("whole", "run.stop_after_steps=2"))
+    with pytest.raises(RunMismatch, match=r"(?s)model\.d_ff: 64 there, 96 in the config.*run\.seed: 1234 there, 5"):
+        train(tiny("whole", "model.d_ff=96", "run.seed=5"))
+
+
+def test_init_from_starts_from_the_weights_of_another_run(tiny):
+    _, whole = train(tiny("whole", "phases.0.tokens=2048"))
+    phases = "phases=[{name: more, context: 64, data: {stories: 1}, tokens: 1024, batch_tokens: 1024}]"
+    quiet = ["optimizer.muon_lr=1e-12", "optimizer.adamw_lr=1e-12", "model.context=256"]
+    _, more = train(tiny("more", phases, f"run.init_from={whole}", *quiet))
+    ours = load_file(more / "checkpoints" / "step-00000001" / "model.safetensors")
+    theirs = load_file(sorted((whole / "checkpoints").iterdir())[-1] / "model.safetensors")
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in theirs)
