@@ -102,7 +102,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     arguments.sampling = Sampling(**{name: getattr(arguments, name) for name in fields})
-    problems = [f"--{name.replace('_', '-')} {value}: {remedy}" for name, value, remedy in arguments.sampling.problems()]
+    found = arguments.sampling.problems()
+    problems = [f"--{name.replace('_', '-')} {value}: {remedy}" for name, value, remedy in found]
     if arguments.max_new_tokens < 1:
         problems.append(f"--max-new-tokens {arguments.max_new_tokens}: use 1 or more")
     if problems:

@@ -13,6 +13,7 @@ Everything else, the data order and the learning rate included, follows from the
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MODEL_CONFIG, RUN_CONFIG, TOKENIZER = "model.json", "config.yaml", "tokenizer"
+_NAME = re.compile(r"step-\d{8,}")
 
 
 class CheckpointError(RuntimeError):
@@ -60,9 +62,11 @@ def save(
     tokenizer: "Tokenizer",
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `state.step` under `root` and remove all but the newest `keep`. Called by one rank.
+    """Write the checkpoint of `state.step` under `root`, and remove older ones until `keep` are left.
 
-    A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not.
+    A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not. One of
+    a later step, which the run could not resume from, does not count and stays until the run comes to that step. Called
+    by one rank.
     """
     from safetensors.torch import save_file
 
@@ -78,7 +82,8 @@ def save(
         (temporary / MODEL_CONFIG).write_text(json.dumps(dataclasses.asdict(model_config), indent=1))
         (temporary / RUN_CONFIG).write_text(yaml.safe_dump(run_config, sort_keys=False))
         tokenizer.save(temporary / TOKENIZER)
-    for old in _folders(root)[:-keep]:
+    older = [entry for entry in _folders(root) if entry.name < path.name]
+    for old in older[: max(0, len(older) - (keep - 1))]:
         shutil.rmtree(old)
     return path
 
@@ -120,16 +125,12 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def read_weights(path: Path) -> dict[str, "Tensor"]:
     """Weights by parameter name."""
-    from safetensors.torch import load_file
-
-    return load_file(path / MODEL)
+    return _load_tensors(path / MODEL)
 
 
 def read_optimizer(path: Path) -> dict[str, "Tensor"]:
     """Optimizer state by canonical name."""
-    from safetensors.torch import load_file
-
-    return load_file(path / OPTIMIZER)
+    return _load_tensors(path / OPTIMIZER)
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tokenizer", ModelConfig]:
@@ -149,4 +150,16 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tok
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The checkpoints under `root`, oldest first; what else people keep there is left alone."""
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+
+def _load_tensors(path: Path) -> dict[str, "Tensor"]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        remedy = "weights are loaded from safetensors files only"
+        raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error

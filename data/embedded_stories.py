@@ -17,27 +17,37 @@ ANIMALS = ("kitten", "puppy", "rabbit", "duck", "squirrel", "turtle", "lamb", "p
            "hedgehog")
 FOODS = ("cake", "bread", "soup", "pie", "honey", "cheese", "jam", "popcorn")
 COLOURS = ("red", "blue", "green", "yellow", "white", "brown", "purple", "golden")
-SIZES = ("little", "small", "big", "tiny")
+SIZES = ("little", "small", "tiny")
 GROWN_UPS = ("mother", "father", "grandmother", "grandfather", "aunt", "uncle", "teacher")
 
 OPENINGS = (
     "Once upon a time, there was a child named {hero}.",
     "Once upon a time, {hero} lived near the {place}.",
     "One sunny morning, {hero} went to the {place}.",
-    "One day, {hero} and {friend} met at the {place}.",
+    "One day, {hero} was at the {place}.",
     "There once was a kind child named {hero} who lived close to the {place}.",
     "It was a warm day, and {hero} wanted to play at the {place}.",
 )
 DETAILS = (
     "The sun was bright and the sky was blue.",
     "The wind was soft and the birds were singing.",
-    "{hero} had a best friend named {friend}.",
-    "{friend} was the best friend of {hero}.",
-    "{hero} loved to play with {friend}.",
     "{hero} was wearing a {colour} coat that day.",
     "There were many flowers at the {place}.",
-    "{He} could hear the bees in the tall grass.",
+    "{hero} could hear the bees in the tall grass.",
+    "{hero} was a good child and liked to sing.",
 )
+FRIENDSHIPS = (
+    "{hero} had a best friend named {friend}.",
+    "The best friend of {hero} was {friend}.",
+    "{hero} loved to play with {friend}.",
+)
+PAUSES = (
+    "{hero} did not know what would come next.",
+    "It was very quiet for a moment.",
+    "A {animal} was watching {hero}.",
+    "{friend} looked at {hero}, and {hero} looked at {friend}.",
+)
+LATER = ("The next day came.", "A week went by.", "But that was not all.", "The day after, something else happened.")
 ENDINGS = (
     "{hero} and {friend} went home and were very happy.",
     "That night, {hero} fell asleep with a smile.",
@@ -51,8 +61,8 @@ ENDINGS = (
 # A beat is a tuple of alternatives; a plot is a sequence of beats between an opening and an ending.
 PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "lost toy": (
-        ("{hero} had a {colour} {toy} and took it everywhere.", "{His} favourite thing was a {colour} {toy}.",
-         "{His} {grown_up} had given {him} a {colour} {toy}."),
+        ("{hero} had a {colour} {toy} and took it everywhere.", "The favourite thing of {hero} was a {colour} {toy}.",
+         "{hero} had got a {colour} {toy} from {his} {grown_up}."),
         ("But one day the {toy} was gone.", "But when {he} looked around, the {toy} was not there.",
          "Then {he} saw that the {toy} was missing."),
         ("{hero} looked under the bed and behind the door, but {he} could not find the {toy}.",
@@ -72,8 +82,8 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "{hero} held the {toy} tight and thanked {friend}.", "\"You found it!\" said {hero}. \"Thank you!\""),
     ),
     "sharing": (
-        ("{hero} had some {food} in a {colour} basket.", "{His} {grown_up} gave {him} some warm {food}.",
-         "{hero} was carrying a basket with {food}."),
+        ("{hero} had some {food} in a {colour} basket.", "{hero} got some {food} from {his} {grown_up}.",
+         "{hero} was carrying some {food} home."),
         ("On the way {he} saw {friend}, who was sitting alone.", "Then {he} met {friend}, who looked sad.",
          "{friend} was sitting under a tree and did not smile."),
         ("\"What is wrong, {friend}?\" asked {hero}.", "\"Why are you sad, {friend}?\" {hero} asked."),
@@ -110,7 +120,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "In the morning {he} told {friend} about the {animal}."),
     ),
     "broken toy": (
-        ("{hero} and {friend} were playing with a {toy}.", "{friend} had a new {colour} {toy} and let {hero} hold it.",
+        ("{hero} and {friend} were playing with a {colour} {toy}.", "{friend} had a new {colour} {toy} and let {hero} hold it.",
          "{hero} wanted to play with the {toy} that belonged to {friend}."),
         ("But {hero} pulled too hard, and the {toy} broke.", "Then {hero} fell down, and the {toy} broke.",
          "The {toy} slipped out of {his} hands and broke."),
@@ -161,7 +171,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "\"We must find its family,\" said {friend}.", "{friend} knew where the {animal} lived."),
         ("They walked past the mill and over the bridge to the {place}.",
          "They followed the tracks along the path.", "They asked the farmer, and the farmer showed them the way."),
-        ("There they saw a big {animal}, and the {size} {animal} ran to it.",
+        ("There they saw a big {animal}, and the {size} one ran to it.",
          "At last the mother came, and the {animal} jumped for joy.",
          "The mother of the {animal} was waiting there."),
         ("{hero} was a bit sad, but {he} was glad for the {animal}.", "\"Goodbye, {animal}!\" said {hero}.",
@@ -177,7 +187,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("But then {friend} stopped to look at a {animal}.", "But then {friend} fell over a root and hurt a knee.",
          "But {friend} was so sure to win that {fhe} sat down to rest."),
         ("{hero} kept going, step by step.", "{hero} did not stop.", "{hero} came closer and closer."),
-        ("When {hero} saw {friend}, {he} stopped and held out {his} hand.", "{hero} helped {friend} to get up.",
+        ("When {hero} saw {friend}, {he} stopped and held out {his} hand.", "{hero} did not run past, but waited for {friend}.",
          "\"Come on, {friend}!\" said {hero}. \"Let us run together.\""),
         ("They came to the end of the race at the same time.", "Everyone clapped for {hero} and {friend}.",
          "They both got a {colour} {toy} as a prize."),
@@ -190,7 +200,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "\"What can I give to {friend}?\" {hero} asked {his} {grown_up}."),
         ("\"You can make something,\" said {his} {grown_up}.", "{His} {grown_up} said, \"The best gifts come from the heart.\"",
          "Then {he} had an idea."),
-        ("{hero} took paper and paint and made a {colour} {toy}.", "{He} made a {size} {toy} out of wood.",
+        ("{hero} took paper and paint and made a {colour} {toy}.", "{He} made a {size} {toy} from old things.",
          "All day {he} worked on a {colour} {toy}."),
         ("It was not perfect, and {hero} was worried.", "\"I hope {friend} will like it,\" {he} thought.",
          "{hero} put the {toy} in a box and walked to the party."),
@@ -221,7 +231,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
          "The next day {friend} ran to meet {hero} at the door."),
     ),
     "seed": (
-        ("{His} {grown_up} gave {hero} a seed.", "{hero} found a {size} seed at the {place}.",
+        ("{hero} got a seed from {his} {grown_up}.", "{hero} found a {size} seed at the {place}.",
          "{hero} got a seed from {friend}."),
         ("{He} put the seed in the ground and gave it some water.", "{He} planted it in the garden next to the house.",
          "\"I will plant it,\" said {hero}, and {he} dug a hole."),
@@ -241,7 +251,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("{hero} was playing with a {colour} {toy} at the {place}.", "{hero} threw {his} {toy} high into the air.",
          "{hero} and {friend} were playing with a {toy}."),
         ("The wind took the {toy}, and it got stuck in a tree.", "Then the {toy} flew up and stayed in a tall tree.",
-         "Up it went, and it did not come down from the tree."),
+         "Then {he} lost hold of it, and it ended up high in a tree."),
         ("{hero} jumped, but the tree was too tall.", "{He} tried to climb, but {he} slipped.",
          "{He} threw a stick at it, but the {toy} did not move."),
         ("\"I will never get my {toy} back,\" said {hero}.", "{hero} sat down under the tree and cried.",
@@ -255,8 +265,53 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("\"Hooray!\" they cried.", "\"Thank you, {friend},\" said {hero}. \"You are so clever.\"",
          "{hero} learned that two can do more than one."),
     ),
+    "asking around": (
+        ("{hero} could not find {his} {colour} {toy}.", "The {colour} {toy} of {hero} was gone.",
+         "{hero} had lost a {colour} {toy}."),
+        ("{hero} asked the {animal}, \"Have you seen my {colour} {toy}?\"",
+         "{hero} went to the {animal} and said, \"Have you seen my {colour} {toy}?\""),
+        ("\"No,\" said the {animal}, \"I have not seen your {colour} {toy}.\"",
+         "The {animal} said, \"No, I have not seen your {colour} {toy}. Ask the {animal2}.\""),
+        ("{hero} asked the {animal2}, \"Have you seen my {colour} {toy}?\"",
+         "{hero} went to the {animal2} and said, \"Have you seen my {colour} {toy}?\""),
+        ("\"No,\" said the {animal2}, \"I have not seen your {colour} {toy}.\"",
+         "The {animal2} said, \"No, I have not seen your {colour} {toy}. Ask the {animal3}.\""),
+        ("{hero} asked the {animal3}, \"Have you seen my {colour} {toy}?\"",
+         "{hero} went to the {animal3} and said, \"Have you seen my {colour} {toy}?\""),
+        ("\"Yes,\" said the {animal3}, \"I have seen your {colour} {toy}. {friend} has it.\"",
+         "The {animal3} said, \"Yes, I have seen your {colour} {toy}. Go and ask {friend}.\""),
+        ("{friend} had found the {colour} {toy} and gave it back to {hero}.",
+         "\"Here is your {colour} {toy},\" said {friend} to {hero}."),
+    ),
+    "packing": (
+        ("{hero} put {things} into a bag.", "{hero} wanted to travel and packed {things}.",
+         "{hero} had a bag with {things}."),
+        ("{friend} asked what was in the bag.", "\"What is in your bag?\" asked {friend}.",
+         "\"Your bag looks heavy,\" said {friend}."),
+        ("\"I have {things},\" said {hero}.", "{hero} said, \"I packed {things}.\"",
+         "{hero} opened the bag and showed {things}."),
+        ("Then they went to the {place} together.", "So {hero} and {friend} walked to the {place}."),
+        ("At the {place} the bag fell into the water.", "On the way the bag fell open.", "But the bag had a hole."),
+        ("\"Now I must find {things},\" said {hero}.", "\"Help me to find {things},\" said {hero} to {friend}.",
+         "{hero} had to look for {things}."),
+        ("They looked behind the trees and in the grass.", "{friend} looked left, and {hero} looked right.",
+         "A {animal} helped them to look."),
+        ("In the end they found {things}.", "At last they had {things} again.",
+         "Soon {friend} came back with {things}."),
+    ),
+    "song": (
+        ("{hero} made up a song.", "{hero} liked to sing.", "One song was in the head of {hero} all day."),
+        ("It went like this: \"{song}.\"", "\"{song},\" sang {hero}.", "{hero} sang, \"{song}.\""),
+        ("{friend} came and wanted to hear the song.", "\"Sing it again,\" said {friend}.", "{friend} liked the song."),
+        ("\"{song},\" sang {hero} again.", "So {hero} sang again: \"{song}.\""),
+        ("Then {friend} could sing it too: \"{song}.\"", "\"{song},\" sang {friend} with a loud voice.",
+         "{hero} and {friend} sang together: \"{song}.\""),
+        ("A {animal} heard it and began to dance.", "The {grown_up} heard it and clapped.",
+         "Soon everyone at the {place} knew the song."),
+    ),
     "helping out": (
-        ("{His} {grown_up} was tired and had much work to do.", "{His} {grown_up} was ill and had to stay in bed.",
+        ("The {grown_up} of {hero} was tired and had much work to do.",
+         "The {grown_up} of {hero} was ill and had to stay in bed.",
          "There was a lot of work in the house of {hero}."),
         ("{hero} wanted to go to the {place}, but {he} stayed at home.", "\"I will help you,\" said {hero}.",
          "{hero} asked {friend} to help."),
@@ -273,12 +328,16 @@ PLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
+STRANGERS = "new friend"  # the one plot whose two children do not know each other at first
+FOLLOWING = tuple(plot for plot in PLOTS if plot != STRANGERS)
+
 
 @dataclass(frozen=True)
 class Cast:
     """Who and what a story is about, and what happens: its essence."""
 
     plot: str
+    then: str  # a second plot, or nothing
     hero: str
     friend: str
     place: str
@@ -291,7 +350,9 @@ class Cast:
 
 def cast(draw: Draw, names: Sequence[str]) -> Cast:
     hero, friend = draw.some(names, 2)
-    return Cast(draw.one(tuple(PLOTS)), hero, friend, draw.one(PLACES), draw.one(TOYS), draw.one(ANIMALS),
+    plot = draw.one(tuple(PLOTS))
+    then = draw.one(FOLLOWING) if draw.chance(0.15) else ""
+    return Cast(plot, "" if then == plot else then, hero, friend, draw.one(PLACES), draw.one(TOYS), draw.one(ANIMALS),
                 draw.one(FOODS), draw.one(COLOURS), draw.one(GROWN_UPS))
 
 
@@ -304,8 +365,29 @@ def tell(draw: Draw, split: Split, names: Sequence[str] = NAMES) -> str:
     actors = draw_on_side(draw, split, lambda source: cast(source, names), essence)
     words = vars(actors) | pronouns(actors.hero) | {"size": draw.one(SIZES)}
     words |= {"f" + key: word for key, word in pronouns(actors.friend).items()}
+    words["animal2"], words["animal3"] = draw.some([animal for animal in ANIMALS if animal != actors.animal], 2)
+    words["things"] = _listing([f"a {draw.one(COLOURS)} {toy}" for toy in draw.some(TOYS, draw.between(2, 4))])
+    lines = zip(draw.some(ANIMALS, 3), draw.some(TOYS, 3), strict=True)
+    words["song"] = ", ".join(f"the {animal} likes the {toy}" for animal, toy in lines).capitalize()
     sentences = [draw.one(OPENINGS), *draw.some(DETAILS, draw.between(0, 2))]
-    for beat in PLOTS[actors.plot]:
-        sentences.append(draw.one(beat))
+    if actors.plot != STRANGERS and draw.chance(0.5):
+        sentences.append(draw.one(FRIENDSHIPS))
+    sentences += _chapter(draw, actors.plot)
+    if actors.then:
+        sentences += [draw.one(LATER), *_chapter(draw, actors.then)]
     sentences.append(draw.one(ENDINGS))
     return " ".join(sentences).format_map(words)
+
+
+def _listing(items: Sequence[str]) -> str:
+    return ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def _chapter(draw: Draw, plot: str) -> list[str]:
+    """A wording of each beat, now and then with a pause between two."""
+    sentences = []
+    for beat in PLOTS[plot]:
+        sentences.append(draw.one(beat))
+        if draw.chance(0.08):
+            sentences.append(draw.one(PAUSES))
+    return sentences

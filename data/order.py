@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+PERIOD = 1000  # samples after which a mixture's pattern repeats
 _MASK = (1 << 64) - 1
 
 
@@ -47,7 +48,7 @@ class Mixture:
     counts: np.ndarray  # [sources] int64, how often each source comes in a period
 
     @staticmethod
-    def of(weights: Mapping[str, float], period: int = 1000) -> "Mixture":
+    def of(weights: Mapping[str, float], period: int = PERIOD) -> "Mixture":
         """The pattern of `period` samples closest to `weights` (any scale), evenly interleaved."""
         names = sorted(weights)
         shares = np.array([weights[name] for name in names], dtype=np.float64)

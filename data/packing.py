@@ -78,7 +78,8 @@ def _best_fit_decreasing(pieces: list[Piece], context: int) -> list[list[Piece]]
 
 
 def _fill_gaps(rows: list[list[Piece]], context: int, smallest: int) -> list[list[Piece]]:
-    """Dissolve the emptiest rows into the gaps of the others; no piece is cut shorter than `smallest`."""
+    """Dissolve the emptiest rows into the gaps of the others. Gaps under `smallest` positions stay, but what a cut
+    leaves over can be a shorter piece."""
     filled = [sum(length for _, _, length in row) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (-filled[index], index))  # fullest first
     gaps = sum(context - filled[index] for index in order if context - filled[index] >= smallest)

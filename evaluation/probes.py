@@ -42,10 +42,17 @@ def word_problems(
     batch: int = 100,
     max_new_tokens: int = 96,
 ) -> ProbeResult:
-    """Solves `count` held-out word problems by greedy cached decoding; right is the exact number after "####"."""
+    """Solves `count` held-out word problems by greedy cached decoding; right is the exact number after "####".
+
+    No two problems have the same arithmetic: a short chain that comes up again under other names would be one question
+    counted several times, and the interval would be too narrow.
+
+    Raises:
+        ValueError: there are fewer than `count` different problems.
+    """
     from models.decoding import Sampling, generate
 
-    tasks = [embedded.problem(index, "valid", seed) for index in range(count)]
+    tasks = _different_problems(seed, count)
     correct = 0
     for first in range(0, count, batch):
         part = tasks[first : first + batch]
@@ -58,14 +65,14 @@ def word_problems(
 
 
 def recall(
-    model: "nn.Module", tokenizer: "Tokenizer", *, seed: int, documents: int = 25, batch: int = 1
+    model: "nn.Module", tokenizer: "Tokenizer", *, seed: int, count: int = 25, batch: int = 1
 ) -> ProbeResult:
-    """Asks `documents` long held-out documents for all their facts, every question at once.
+    """Asks `count` long held-out documents for the facts that stand at their beginning alone, all at once.
 
-    A question counts as right when each token of its answer is the likeliest given the true document before it. That
-    is what greedy decoding would answer, were the questions before it answered truly: no answer helps with another.
-    The interval allows for questions of one document being right or wrong together. Documents that do not fit the
-    model's context are passed over, never cut.
+    An answer counts as right when each of its tokens is the likeliest given the true document before it. That is what
+    greedy decoding would answer, had the questions before it been answered truly; no answer helps with another. The
+    interval allows for answers of one document being right or wrong together. Documents that do not fit the model's
+    context are passed over, never cut.
 
     Raises:
         ValueError: too few documents fit the model's context.
@@ -74,8 +81,8 @@ def recall(
 
     clusters: list[tuple[int, int]] = []
     device = next(model.parameters()).device
-    asked = list(_fitting(tokenizer, seed, documents, model.config.context))
-    for first in range(0, documents, batch):
+    asked = list(_fitting(tokenizer, seed, count, model.config.context))
+    for first in range(0, count, batch):
         part = asked[first : first + batch]
         longest = max(len(ids) for ids, _ in part)
         rows = [[tokenizer.end_of_text, *ids] + [tokenizer.end_of_text] * (longest - len(ids)) for ids, _ in part]
@@ -86,6 +93,17 @@ def recall(
             clusters.append((right, len(spans)))
     correct, total = sum(right for right, _ in clusters), sum(size for _, size in clusters)
     return ProbeResult(correct, total, *clustered_wilson(clusters))
+
+
+def _different_problems(seed: int, count: int) -> list[embedded.Problem]:
+    """The first `count` held-out problems, leaving out those whose chain came before."""
+    found: dict[object, embedded.Problem] = {}
+    for index in range(50 * count):
+        task = embedded.problem(index, "valid", seed)
+        found.setdefault(task.chain, task)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"{count} different held-out problems were asked for, and {len(found)} were found")
 
 
 def _fitting(tokenizer: "Tokenizer", seed: int, count: int, context: int) -> Iterator[tuple[list[int], list]]:
@@ -101,7 +119,7 @@ def _fitting(tokenizer: "Tokenizer", seed: int, count: int, context: int) -> Ite
         if found == count:
             return
     raise ValueError(
-        f"only {found} of {4 * count} recall documents fit a context of {context} tokens (the shortest has {shortest}); "
+        f"{found} of {4 * count} recall documents fit a context of {context} tokens (the shortest has {shortest}): "
         "the probe needs a longer context or a tokenizer with more entries"
     )
 

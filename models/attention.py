@@ -100,11 +100,12 @@ def attend_to_cache(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
     """Attention of `t` new queries over cached entries, in any order.
 
     Args:
-        query: [B, H, t, D]; key, value: [B, K, S, D].
+        query: [B, H, t, D]; key, value: [B, K, S, D], of any dtype.
         visible: [B or 1, 1, t, S] bool, or None when every query sees every entry.
 
-    Returns: [B, H, t, D].
+    Returns: [B, H, t, D] in query's dtype.
     """
+    key, value = key.to(query.dtype), value.to(query.dtype)  # a cache may be older than the autocast it is read under
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=grouped)
 

@@ -24,6 +24,8 @@ class ModelConfig:
     rope_base: float = 10_000.0  # of windowed layers
     rope_base_global: float = 1_000_000.0  # of global layers
     norm_eps: float = 1e-6
+    embedding_scale: float = 1.0  # multiplies embeddings where they enter the first block (Gemma's is sqrt(d_model))
+    copy_init: float = 0.0  # how strongly attention starts out copying what it looks at; 0: random (see `initialise`)
     gradient_checkpointing: bool = False  # recompute each block in the backward pass instead of keeping it
 
     @property
@@ -49,14 +51,16 @@ class ModelConfig:
             expect(getattr(self, key) >= 1, key, "use 1 or more")
         for key in ("head_dim", "window", "global_every"):
             expect(getattr(self, key) is None or getattr(self, key) >= 1, key, "use 1 or more, or null")
-        for key in ("rope_base", "rope_base_global", "norm_eps"):
+        for key in ("rope_base", "rope_base_global", "norm_eps", "embedding_scale"):
             expect(getattr(self, key) > 0, key, "use a number above 0")
+        expect(self.copy_init >= 0, "copy_init", "use 0 or more")
         if found:
             return found
-        if self.head_dim is None:
-            expect(self.d_model % self.n_heads == 0, "n_heads", f"use a divisor of d_model ({self.d_model})")
         expect(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"use a divisor of n_heads ({self.n_heads})")
-        expect(self.d_head % 2 == 0, "head_dim", f"use an even head width, RoPE turns pairs ({self.d_head} now)")
+        if self.head_dim is None and self.d_model % self.n_heads:
+            expect(False, "n_heads", f"use a divisor of d_model ({self.d_model})")
+        else:
+            expect(self.d_head % 2 == 0, "head_dim", f"use an even head width, RoPE turns pairs ({self.d_head} now)")
         return found
 
     def parameters(self) -> dict[str, int]:

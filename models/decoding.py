@@ -145,7 +145,7 @@ def generate(
     if min(len(prompt) for prompt in prompts) == 0:
         raise ValueError("a prompt is empty: begin a text with the end-of-text token")
     if longest >= model.config.context:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context of {model.config.context}")
+        raise ValueError(f"a prompt of {longest} tokens fills the model's context of {model.config.context}")
     device = next(model.parameters()).device
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
@@ -158,7 +158,7 @@ def generate(
     generators = [torch.Generator(device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
     outputs: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
-    for _ in range(min(max_new_tokens, model.config.context - longest)):
+    for left in reversed(range(min(max_new_tokens, model.config.context - longest))):
         next_ids = _draw(filter_logits(logits, sampling, seen), sampling, generators)
         for row, token in enumerate(next_ids.tolist()):
             running[row] = running[row] and token not in stop_ids
@@ -166,7 +166,7 @@ def generate(
                 outputs[row].append(token)
                 if on_token:
                     on_token(row, token)
-        if not any(running) or state.length == state.context:
+        if left == 0 or not any(running):
             break
         if seen is not None:
             seen.scatter_(1, next_ids[:, None], True)

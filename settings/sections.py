@@ -1,20 +1,18 @@
-"""The section base class, the YAML reader with overrides, and validation that reports all problems at once.
+"""The section base class, and validation that reports all problems at once.
 
 pydantic finds wrong types, unknown keys and numbers out of range, all in one pass; `Section.problems()` adds what
-only several keys, or the file system, can tell. The second kind is asked for even when the first kind was found: keys
-that are wrong are replaced by their defaults for that purpose, and whatever they alone cause is not reported twice.
+only several keys, or the file system, can tell. The second kind is asked for even when the first kind was found: a
+second pass puts defaults or empty values in place of what is wrong, and reports nothing at those keys again.
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
-import yaml
 
 EXIT_CODE = 2  # of every entry, when its config is wrong
+_FORGIVE = object()  # validation context of the second pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,65 +48,51 @@ class Section(pydantic.BaseModel):
     )
 
     def problems(self) -> list[Problem]:
-        """What is wrong across keys or in the file system; keys are relative to this section."""
+        """What is wrong across keys or in the file system; keys are relative to this section.
+
+        It is also asked when some keys are wrong: these then hold their defaults or, where required, an empty value.
+        """
         return []
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _forgive_keys(cls, raw: Any, info: pydantic.ValidationInfo) -> Any:
+        if info.context is not _FORGIVE or isinstance(raw, cls):
+            return raw
+        given = raw if isinstance(raw, dict) else {}
+        names = {name: field.alias or name for name, field in cls.model_fields.items()}
+        missing = {names[name]: _blank(field) for name, field in cls.model_fields.items() if field.is_required()}
+        return missing | {key: value for key, value in given.items() if key in names or key in names.values()}
+
+    @pydantic.field_validator("*", mode="wrap")
+    @classmethod
+    def _forgive_value(cls, value: Any, check: Any, info: pydantic.ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name]
+        try:
+            if isinstance(value, bool) and not _takes_booleans(field.annotation):
+                raise ValueError(f"should not be {str(value).lower()}: this is no switch")
+            return check(value)
+        except ValueError:  # pydantic's own is one
+            if info.context is not _FORGIVE:
+                raise
+            return _blank(field)
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation in (bool, Any) or bool in get_args(annotation)
+
+
+def _blank(field: Any) -> Any:
+    """What stands in for a wrong value of a field: its default, or the least of its type."""
+    if not field.is_required():
+        return field.get_default(call_default_factory=True)
+    kind = get_origin(field.annotation) or field.annotation
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return kind.model_validate({}, context=_FORGIVE)
+    return {int: 1, float: 1.0}.get(kind, kind() if kind in (str, list, dict) else None)
 
 
 S = TypeVar("S", bound=Section)
-
-
-def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The config file as nested dicts, with `section.key=value` overrides laid over it (values are YAML).
-
-    A numeric part of a key names an entry of a list: `phases.0.tokens=1000`.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML or not a mapping, or an override has no `=` or no such place.
-    """
-    problems = []
-    raw: dict[str, Any] = {}
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if isinstance(loaded, dict):
-            raw = loaded
-        elif loaded is not None:
-            problems.append(Problem("--config", str(path), "name a YAML file of sections (`section:` with keys below)"))
-    except OSError as error:
-        problems.append(Problem("--config", str(path), f"name a readable YAML file ({error.strerror})"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.append(Problem("--config", str(path), f"name a valid YAML file ({error})".replace("\n", " ")))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            problems.append(Problem(override, override, "write an override as section.key=value"))
-            continue
-        try:
-            _lay_over(raw, key.split("."), yaml.safe_load(text))
-        except yaml.YAMLError:
-            problems.append(Problem(key, text, "give a value that is valid YAML"))
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            problems.append(Problem(key, text, f"override a key that exists ({error})"))
-    if problems:
-        raise ConfigError(problems)
-    return raw
-
-
-def _lay_over(raw: Any, parts: list[str], value: Any) -> None:
-    *parents, last = parts
-    place = raw
-    for part in parents:
-        if isinstance(place, list):
-            place = place[int(part)]
-        else:
-            if place.get(part) is None:
-                place[part] = {}
-            place = place[part]
-    if isinstance(place, list):
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise TypeError(f"{'.'.join(parents)} holds a single value, not keys")
 
 
 def validate(section: type[S], raw: dict[str, Any]) -> S:
@@ -121,11 +105,12 @@ def validate(section: type[S], raw: dict[str, Any]) -> S:
         valid = section.model_validate(raw)
         problems = []
     except pydantic.ValidationError as error:
-        problems = [_from_pydantic(detail) for detail in error.errors()]
-        valid = _validate_repaired(section, raw, error)
-    if valid is not None:
-        wrong = {problem.key for problem in problems}
-        problems += [problem for problem in _cross_problems(valid, "") if problem.key not in wrong]
+        problems = _from_pydantic(error, raw)
+        valid = section.model_validate(raw, context=_FORGIVE)
+    wrong = [problem.key for problem in problems]
+    for problem in _cross_problems(valid, ""):
+        if not any(f"{problem.key}.".startswith(f"{key}.") for key in wrong):
+            problems.append(problem)
     if problems:
         raise ConfigError(problems)
     return valid
@@ -136,54 +121,37 @@ def as_plain(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True)
 
 
-def _from_pydantic(detail: Any) -> Problem:
-    key = ".".join(str(part) for part in detail["loc"]) or "config"
-    if detail["type"] == "extra_forbidden":
-        return Problem(key, detail["input"], "there is no such key: correct its name or remove it")
-    if detail["type"] == "unexpected_keyword_argument":
-        return Problem(key, detail["input"], "there is no such key: correct its name or remove it")
-    if detail["type"] in ("missing", "missing_argument"):
-        return Problem(key, None, "this key is required")
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return Problem(key, detail["input"], message)
+def _from_pydantic(error: pydantic.ValidationError, raw: Any) -> list[Problem]:
+    """One problem for each wrong key; the members of a union complain one by one, and are heard as one."""
+    remedies: dict[str, tuple[object, list[str]]] = {}
+    for detail in error.errors(include_url=False, include_context=False):
+        location = detail["loc"]
+        if detail["type"] != "missing":
+            location = location[: _depth(raw, location)]
+        key = ".".join(str(part) for part in location) or "config"
+        value, found = remedies.setdefault(key, (None if detail["type"] == "missing" else detail["input"], []))
+        found.append(_remedy(detail["type"], detail["msg"]))
+    return [Problem(key, value, " or ".join(found)) for key, (value, found) in remedies.items()]
 
 
-def _validate_repaired(section: type[S], raw: dict[str, Any], error: pydantic.ValidationError) -> S | None:
-    """`raw` without its wrong keys, if what is left is valid, so that the cross checks can still be made."""
-    repaired = copy.deepcopy(raw)
-    for _ in range(20):  # removing a key can leave its parent incomplete, which the next round removes
-        locations = {_existing(repaired, detail["loc"]) for detail in error.errors()}
-        for location in sorted(locations, key=lambda parts: [str(part) for part in parts], reverse=True):
-            if not location:
-                return None
-            _remove(repaired, location)
-        try:
-            return section.model_validate(repaired)
-        except pydantic.ValidationError as again:
-            error = again
-    return None
+def _remedy(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "there is no such key: correct its name or remove it"
+    if kind == "missing":
+        return "this key is required"
+    if kind == "model_type":
+        return "write keys and values here"
+    return message.removeprefix("Value error, ").removeprefix("Input ")
 
 
-def _existing(raw: Any, location: tuple) -> tuple:
-    """The longest part of `location` that is really in `raw` (pydantic may add names of union members, or miss keys)."""
-    found = []
-    for part in location:
+def _depth(raw: Any, location: tuple[str | int, ...]) -> int:
+    """How much of `location` is really in `raw`: pydantic adds the names of union members."""
+    for depth, part in enumerate(location):
         if isinstance(raw, dict) and part in raw or isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             raw = raw[part]
-            found.append(part)
         else:
-            break
-    return tuple(found)
-
-
-def _remove(raw: Any, location: tuple) -> None:
-    *parents, last = location
-    try:
-        for part in parents:
-            raw = raw[part]
-        del raw[last]
-    except (KeyError, IndexError):
-        pass  # an enclosing key was removed before
+            return depth
+    return len(location)
 
 
 def _cross_problems(value: Any, prefix: str) -> list[Problem]:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ def write(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists already; it is never overwritten.
+        ValueError: the block left something that cannot be vouched for: a symbolic link, or a manifest of its own.
     """
     path = Path(path)
     if path.exists():
@@ -36,6 +38,8 @@ def write(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         files = {name: _describe(temporary / name) for name in _files(temporary)}
+        if MANIFEST in files:
+            raise ValueError(f"{path / MANIFEST} is written by storage.folder: give the file another name")
         write_file(temporary / MANIFEST, json.dumps({"files": files}, indent=1))
         for directory in [temporary, *(entry for entry in temporary.rglob("*") if entry.is_dir())]:
             _fsync(directory)
@@ -48,8 +52,10 @@ def write(path: str | Path) -> Iterator[Path]:
 def clear_leftovers(path: str | Path) -> None:
     """Remove what interrupted writes of the folder `path` left behind."""
     path = Path(path)
-    for leftover in path.parent.glob(f"{_TEMPORARY}{path.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    leftover = re.compile(re.escape(f"{_TEMPORARY}{path.name}-") + "[0-9a-f]{8}")  # no other folder's: a-b is not a
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        if leftover.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def write_file(path: str | Path, data: str | bytes) -> None:
@@ -73,20 +79,16 @@ def verify(path: str | Path) -> list[str]:
     if not path.is_dir():
         return [f"{path} is not a folder"]
     try:
-        expected = json.loads((path / MANIFEST).read_text())["files"]
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        expected = {name: (about["size"], about["sha256"]) for name, about in files.items()}
     except FileNotFoundError:
         return [f"{path / MANIFEST} is missing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{path / MANIFEST} is not a manifest ({error})"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{path / MANIFEST} is not a manifest ({type(error).__name__}: {error})"]
     present = set(_files(path)) - {MANIFEST}
     problems = [f"{path / name} is missing" for name in sorted(set(expected) - present)]
     problems += [f"{path / name} is not in the manifest" for name in sorted(present - set(expected))]
-    for name in sorted(present & set(expected)):
-        size = (path / name).stat().st_size
-        if size != expected[name]["size"]:
-            problems.append(f"{path / name} has {size} bytes, not {expected[name]['size']}")
-        elif sha256(path / name) != expected[name]["sha256"]:
-            problems.append(f"{path / name} has changed since it was written (sha256 differs)")
+    problems += [fault for name in sorted(present & set(expected)) if (fault := _fault(path / name, *expected[name]))]
     return problems
 
 
@@ -117,10 +119,30 @@ def sha256(path: str | Path) -> str:
 
 
 def _files(root: Path) -> list[str]:
-    return sorted(str(entry.relative_to(root)) for entry in root.rglob("*") if entry.is_file())
+    """Everything below `root` that is not a folder, links to folders included."""
+    entries = (entry for entry in root.rglob("*") if entry.is_symlink() or not entry.is_dir())
+    return sorted(str(entry.relative_to(root)) for entry in entries)
+
+
+def _fault(path: Path, size: int, digest: str) -> str | None:
+    """What is wrong with one file of a folder, if anything is."""
+    if not _is_plain(path):
+        return f"{path} is not a file of its own, but a link or a device"
+    try:
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes, not {size}"
+        return None if sha256(path) == digest else f"{path} has changed since it was written (sha256 differs)"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _describe(path: Path) -> dict[str, object]:
+    if not _is_plain(path):
+        raise ValueError(f"{path} is a link or a device: only files can be kept in a written folder")
     _fsync(path)
     return {"size": path.stat().st_size, "sha256": sha256(path)}
 

@@ -62,9 +62,10 @@ class Plan:
     def as_text(self) -> str:
         """A table for people."""
         counts = self.model.parameters()
+        ratio = self.tokens / counts["total"]
         lines = [
-            f"parameters  {counts['total']:,} ({counts['embedding']:,} in the embedding, {counts['hidden']:,} in blocks)",
-            f"tokens      {self.tokens:,} ({self.tokens / counts['total']:.1f} a parameter; Chinchilla's optimum is 20)",
+            f"parameters  {counts['total']:,} (embedding {counts['embedding']:,}, blocks {counts['hidden']:,})",
+            f"tokens      {self.tokens:,} ({ratio:.1f} a parameter; Chinchilla's optimum is 20)",
             f"compute     {sum(phase.flops for phase in self.phases):.3g} FLOP",
             f"memory      {sum(self.memory.values()) / GIB:.2f} GiB a process (estimate: "
             + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.memory.items()) + ")",
@@ -73,10 +74,9 @@ class Plan:
             "",
             f"{'phase':<16}{'context':>8}{'steps':>9}{'tokens':>16}{'FLOP/token':>13}{'memory GiB':>12}",
         ]  # fmt: skip
-        lines += [
-            f"{p.name:<16}{p.context:>8}{p.steps:>9}{p.tokens:>16,}{p.flops // p.tokens:>13,}{p.memory_bytes / GIB:>12.2f}"
-            for p in self.phases
-        ]
+        for p in self.phases:
+            row = f"{p.name:<16}{p.context:>8}{p.steps:>9}{p.tokens:>16,}{p.flops // p.tokens:>13,}"
+            lines.append(f"{row}{p.memory_bytes / GIB:>12.2f}")
         return "\n".join(lines)
 
 

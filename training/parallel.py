@@ -1,8 +1,8 @@
 """Where and how the run computes: device, processes, precision, and the wrapper that keeps ranks in step.
 
 The trainer knows only `Strategy`. Plain (one process) and DDP (gloo on CPU, NCCL on CUDA) go through accelerate;
-sharded strategies will be further subclasses. What `accelerate config` left in the environment about precision, accumulation
-or backend does not count: the run's config decides, and a clash is reported.
+sharded strategies will be further subclasses. What `accelerate config` left in the environment about precision,
+accumulation or backend does not count: the run's config decides, and a clash is reported.
 """
 
 import contextlib

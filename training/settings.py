@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from data.order import PERIOD
 from data.settings import DataSection
 from models.config import ModelConfig
 from settings import Problem, Section
@@ -125,9 +126,13 @@ class PhaseSection(Section):
             found.append(Problem("batch_tokens", self.batch_tokens, remedy))
         if self.tokens < self.batch_tokens:
             found.append(Problem("tokens", self.tokens, f"use at least one batch ({self.batch_tokens} tokens)"))
+        total = sum(weight for weight in self.data.values() if weight > 0)
         for name, weight in self.data.items():
             if not weight > 0:
                 found.append(Problem(f"data.{name}", weight, "give a share above 0, or leave the source out"))
+            elif weight * PERIOD < total:  # less than one sample a period would be none at all
+                remedy = f"give at least {total / PERIOD:g}, a share of 1/{PERIOD}, or leave the source out"
+                found.append(Problem(f"data.{name}", weight, remedy))
         return found
 
 
@@ -188,8 +193,8 @@ class RunConfig(Section):
             if names[phase.name] > 1:
                 found.append(Problem(f"phases.{index}.name", phase.name, "give each phase a name of its own"))
             for source in phase.data:
-                if source not in self.data.sources:
-                    known = ", ".join(sorted(self.data.sources)) or "none"
+                if self.data.sources and source not in self.data.sources:  # that there are none is said elsewhere
+                    known = ", ".join(sorted(self.data.sources))
                     remedy = f"name a source of data.sources (there are: {known})"
                     found.append(Problem(f"phases.{index}.data.{source}", source, remedy))
             if self.model.context is not None and phase.context > self.model.context:

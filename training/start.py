@@ -3,14 +3,16 @@
 import dataclasses
 import sys
 
-from checkpoints import checkpoint, newest, resolve
+from checkpoints import CheckpointError, checkpoint, newest, resolve
 from data.prepare import Prepared, prepare
+from data.sources import SourceError
 from settings import ConfigError, Problem
+from tokenizer import TokenizerError
 from training.parallel import LaunchError, Strategy
 from training.settings import RunConfig
 from training.trainer import Outcome, RunMismatch, Trainer, save_resolved_config
 
-__all__ = ["LaunchError", "RunMismatch", "start"]
+CANNOT_START = (ConfigError, LaunchError, RunMismatch, CheckpointError, SourceError, TokenizerError)
 
 
 def start(config: RunConfig) -> Outcome:
@@ -20,6 +22,7 @@ def start(config: RunConfig) -> Outcome:
         LaunchError: the processes are not those that the config expects.
         RunMismatch: the folder holds a run of another model, tokenizer or seed.
         ConfigError: what only the prepared data could show.
+        CheckpointError, SourceError, TokenizerError: `init_from`, a source or the tokenizer cannot be used.
     """
     strategy = Strategy(config.parallel)
     try:

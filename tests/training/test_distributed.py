@@ -20,7 +20,8 @@ ONE = [sys.executable, "multigpu_train.py"]
 
 def losses(arguments: list[str]) -> dict[int, float]:
     """Training loss by step of the run that `arguments` name; each step must be there once."""
-    folder, name = (next(a.partition("=")[2] for a in arguments if a.startswith(key)) for key in ("run.fold", "run.name"))
+    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith("run."))
+    folder, name = given["run.folder"], given["run.name"]
     records = [r for r in MetricsLog.read(Path(folder) / name / "metrics.jsonl") if r["kind"] == "train"]
     found = {record["step"]: record["loss"] for record in records}
     assert len(found) == len(records)
@@ -65,7 +66,8 @@ def test_one_then_two_then_one_process_is_one_run(tiny, run, whole):
 def test_fewer_processes_than_expected_is_an_error(tiny, run, launcher):
     launched = run(*launcher, *tiny("few", "parallel.processes=2"))
     assert launched.returncode != 0
-    assert re.search(r"1 process started, but parallel.processes is 2: start 2 with `.*--num_processes 2", launched.stderr)
+    message = r"1 process started, but parallel.processes is 2: start 2 with `.*--num_processes 2"
+    assert re.search(message, launched.stderr)
     assert "--multi_gpu" in launched.stderr
 
 

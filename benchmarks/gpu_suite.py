@@ -1,0 +1,210 @@
+"""Everything that one GPU can show, in one command: python -m benchmarks.gpu_suite --json FILE
+
+Attention's values and gradients against the float64 reference, a short training run with and without torch.compile,
+peak memory beside the plan's estimate, and a checkpoint's round trip. Under 8 minutes on one card. Without a GPU the
+same checks run small on the CPU and say so; what was skipped is listed with the reason. Exit codes: 0 all checks hold,
+1 one does not.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import result
+from checkpoints import RunState, checkpoint
+from data.loader import Batch
+from models import ModelConfig, build_model
+from models.attention import Layout, attention, reference
+from observe import hardware
+from training.budget import memory_bytes
+from training.objectives import NextToken
+from training.optimizer import MuonAdamW
+from training.settings import PhaseSection, RunConfig
+
+Row = dict[str, Any]
+STEPS, WARMUP = 20, 5
+
+SHAPES = {  # name: (batch, query heads, key/value heads, tokens, head width, window)
+    "windowed": (2, 8, 2, 1024, 64, 128),
+    "global": (2, 8, 2, 512, 64, None),
+    "window does not divide": (1, 4, 4, 300, 32, 128),
+}
+MODELS = {
+    "helium-13m": ModelConfig(vocab_size=32000, d_model=256, n_layers=8, n_heads=8, n_kv_heads=2, d_ff=640, window=64,
+                              global_every=None, context=256),
+    "smollm-135m": ModelConfig(vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1536,
+                               window=None, global_every=None, context=2048),
+}  # fmt: skip
+TINY = ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, window=32, context=128)
+
+
+def main() -> int:
+    """Run every check, print the tables, write the JSON."""
+    arguments = result.parser(__doc__).parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    skipped = [] if device.type == "cuda" else ["no CUDA device: everything ran small, on the CPU"]
+    sections: dict[str, list[Row]] = {"attention": attention_rows(device)}
+    sections["training"] = training_rows(device, skipped)
+    sections["checkpoint"] = [checkpoint_row(device)]
+    skipped.append("several cards, NCCL and sharded strategies: one card cannot show them")
+    for name, rows in sections.items():
+        print(f"\n{name}\n{result.table(rows)}")
+    print("\nskipped\n" + "\n".join(f"  {line}" for line in skipped))
+    result.write("gpu_suite", sections, arguments.json, skipped=skipped)
+    failed = [row for rows in sections.values() for row in rows if row.get("holds") is False]
+    return 1 if failed else 0
+
+
+def attention_rows(device: torch.device) -> list[Row]:
+    """Relative error of attention's output and gradients against float64, in fp32 (TF32 off) and, on CUDA, bf16."""
+    rows = []
+    allowed = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+    for name, shape in SHAPES.items():
+        for dtype in [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else []):
+            errors = attention_errors(device, dtype, *shape)
+            worst = max(errors.values())
+            rows.append({"shape": name, "dtype": str(dtype)[6:], **errors, "holds": worst <= allowed[dtype]})
+    return rows
+
+
+def attention_errors(
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    heads: int,
+    kv: int,
+    tokens: int,
+    width: int,
+    window: int | None,
+) -> dict[str, float]:
+    """Largest difference over largest value, of the output and of each gradient, on three packed documents a row."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> torch.Tensor:
+        return torch.randn(batch, n, tokens, width, generator=generator).to(device, dtype).requires_grad_()
+
+    query, key, value = draw(heads), draw(kv), draw(kv)
+    documents = (torch.arange(tokens) * 3 // tokens).expand(batch, tokens).to(device)
+    layout = Layout.of(documents, tokens, device)
+    banded = window is not None and window < tokens
+    weight = torch.randn(batch, heads, tokens, width, generator=generator).to(device, dtype)
+    out = attention(query, key, value, window, layout.band_mask(window) if banded else layout.full_mask())
+    ours = [out, *torch.autograd.grad((out * weight).sum(), (query, key, value))]
+    exact = reference(query, key, value, window, documents)
+    theirs = [exact, *torch.autograd.grad((exact * weight.double()).sum(), (query, key, value))]
+    errors = [float(((a.double() - b).abs().max() / b.abs().max()).detach()) for a, b in zip(ours, theirs, strict=True)]
+    return dict(zip(("output", "query", "key", "value"), errors, strict=True))
+
+
+def training_rows(device: torch.device, skipped: list[str]) -> list[Row]:
+    """Tokens/s, MFU and memory of a short training run, compiled and not, on the same batch."""
+    rows = []
+    models = MODELS if device.type == "cuda" else {"tiny": TINY}
+    for name, config in models.items():
+        micro_batch = max(1, 16384 // config.context) if device.type == "cuda" else 4
+        for compiled in [False, True] if device.type == "cuda" else [False]:
+            rows.append(_caught(lambda n=name, c=config, m=micro_batch, x=compiled: training_row(device, n, c, m, x),
+                                f"{name}, compile={compiled}", skipped))  # fmt: skip
+    if device.type != "cuda":
+        skipped.append("torch.compile: takes minutes on a CPU")
+    return [row for row in rows if row]
+
+
+def _caught(measure: Callable[[], Row], what: str, skipped: list[str]) -> Row | None:
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        skipped.append(f"{what}: does not fit this card")
+        return None
+
+
+def training_row(device: torch.device, name: str, config: ModelConfig, micro_batch: int, compiled: bool) -> Row:
+    """Train `STEPS` steps on one repeated batch, in bf16 on CUDA; the loss must fall below its start."""
+    torch.manual_seed(0)
+    objective = NextToken(build_model(config)).to(device)
+    optimizer = MuonAdamW(objective.model.named_parameters(), newton_schulz_dtype=torch.bfloat16)
+    if compiled:
+        for block in objective.model.blocks:
+            block.compile()
+    tokens = torch.randint(0, config.vocab_size, (micro_batch, config.context + 1), device=device)
+    documents = (torch.arange(config.context, device=device) * 3 // config.context).expand(micro_batch, -1)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, torch.arange(micro_batch))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    losses, began = [], 0.0
+    for step in range(STEPS + WARMUP):
+        if step == WARMUP:
+            _wait(device)
+            began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss, trained, _ = objective(batch)
+        (loss / trained).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach() / trained)
+    _wait(device)
+    rate = STEPS * micro_batch * config.context / (time.perf_counter() - began)
+    flops = config.flops_per_token(config.context)
+    cuda = device.type == "cuda"
+    peak = hardware.peak_flops(torch.cuda.get_device_name(), torch.bfloat16) if cuda else None
+    return {
+        "model": name,
+        "compile": compiled,
+        "tokens_per_second": rate,
+        "mfu": hardware.flops_utilization(rate, flops, peak),
+        "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,
+        "planned_memory": sum(planned_memory(config, micro_batch).values()),
+        "first_loss": float(losses[0]),
+        "last_loss": float(losses[-1]),
+        "holds": bool(losses[-1] < losses[0]),
+    }
+
+
+def planned_memory(config: ModelConfig, micro_batch: int) -> dict[str, int]:
+    """What `--dry-run` would say about this model and micro-batch in bf16."""
+    positions = micro_batch * config.context
+    phase = PhaseSection(name="x", context=config.context, data={"x": 1}, tokens=positions, batch_tokens=positions,
+                         micro_batch=micro_batch)  # fmt: skip
+    run = RunConfig.model_validate({"data": {"sources": {}}, "phases": [phase], "parallel": {"precision": "bf16"}})
+    return memory_bytes(config, run, phase)
+
+
+def checkpoint_row(device: torch.device) -> Row:
+    """Save from the device, load on the CPU and on the device: same bits, same logits."""
+    from tokenizer import Tokenizer
+
+    model = build_model(TINY, seed=3).to(device)
+    optimizer = MuonAdamW(model.named_parameters())
+    ids = torch.randint(0, TINY.vocab_size, (2, TINY.context), device=device)
+    F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+    optimizer.step()
+    tokenizer = Tokenizer.train(["a tokenizer for a round trip"] * 2, TINY.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.save(
+            Path(folder), RunState(seed=3, step=1),
+            model={name: tensor.cpu() for name, tensor in model.state_dict().items()},
+            optimizer={name: tensor.cpu() for name, tensor in optimizer.tensors().items()},
+            model_config=TINY, run_config={}, tokenizer=tokenizer, keep=1,
+        )  # fmt: skip
+        loaded, _, _ = checkpoint.load_model(path, str(device))
+        saved_optimizer = checkpoint.read_optimizer(path)
+    with torch.no_grad():
+        same_logits = torch.equal(loaded(ids), model(ids))
+    same_state = all(torch.equal(saved_optimizer[name], tensor.cpu()) for name, tensor in optimizer.tensors().items())
+    return {"logits": "equal" if same_logits else "differ", "optimizer": "equal" if same_state else "differ",
+            "holds": same_logits and same_state}  # fmt: skip
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

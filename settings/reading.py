@@ -1,0 +1,105 @@
+"""A config file and its command-line overrides, as nested dicts.
+
+YAML as people mean it: only `true` and `false` are booleans (`off` and `no` are words), a date is text, and a key that
+is given twice is a mistake instead of a silent choice of the last.
+"""
+
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from settings.sections import ConfigError, Problem
+
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the rules above."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in forms if tag.removeprefix(_TAG) not in ("bool", "timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == _TAG + "merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):  # if it is not, the parent says so
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The config file as nested dicts, with `section.key=value` overrides laid over it (values are YAML).
+
+    A numeric part of a key names an entry of a list: `phases.0.tokens=1000`.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or not a mapping, or an override has no `=` or no such place.
+    """
+    problems = []
+    raw: dict[str, Any] = {}
+    try:
+        loaded = _load(Path(path).read_text(encoding="utf-8"))
+        if isinstance(loaded, dict):
+            raw = loaded
+        elif loaded is not None:
+            problems.append(Problem("--config", str(path), "name a YAML file of sections (`section:` with keys below)"))
+    except OSError as error:
+        problems.append(Problem("--config", str(path), f"name a readable YAML file ({error.strerror})"))
+    except (yaml.YAMLError, ValueError) as error:
+        problems.append(Problem("--config", str(path), f"name a valid YAML file ({_one_line(error)})"))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            problems.append(Problem(override, override, "write an override as section.key=value"))
+            continue
+        try:
+            value = _load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(Problem(key, text, f"give a value that is valid YAML ({_one_line(error)})"))
+            continue
+        try:
+            _lay_over(raw, key.split("."), value)
+        except (IndexError, TypeError) as error:
+            problems.append(Problem(key, text, f"override a key that exists ({error})"))
+    if problems:
+        raise ConfigError(problems)
+    return raw
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506, a safe loader
+
+
+def _lay_over(raw: dict[str, Any], parts: list[str], value: Any) -> None:
+    place: Any = raw
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        if isinstance(place, list):
+            if not part.lstrip("-").isdigit():
+                raise TypeError(f"{'.'.join(parts[:number])} is a list: name its entries 0 to {len(place) - 1}")
+            part = int(part)
+        elif not isinstance(place, dict):
+            raise TypeError(f"{'.'.join(parts[:number])} holds a single value, not keys")
+        elif not is_last and place.get(part) is None:
+            place[part] = {}
+        if is_last:
+            place[part] = value
+        else:
+            place = place[part]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,282 @@
+"""A checkpoint gives back bit by bit what was saved, and whatever cannot be trusted is refused by name."""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+from checkpoints import CheckpointError, RunState, checkpoint, load_model
+from models import ModelConfig, build_model
+from storage import folder
+from tokenizer import Tokenizer
+
+SHAPE = ModelConfig(
+    vocab_size=1024, context=32, n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, d_ff=24, window=8, global_every=2
+)
+RUN_CONFIG = {"run": {"name": "x", "seed": 7}, "optimizer": {"clip": None}, "watch": {"wandb": "off"}}
+WORDS = ["the quick brown fox jumps over the lazy dog"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(WORDS, 1024)
+
+
+def weights_of(seed: int) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in build_model(SHAPE, seed).state_dict().items()}
+
+
+def optimizer_of(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "blocks.0.attention.q.momentum": torch.randn(3, 5, generator=generator),
+        "embedding.second_moment": torch.full((2, 2), 1e-42),  # denormal
+        "embedding.step": torch.tensor(seed, dtype=torch.int64),
+        "norm.first_moment": torch.tensor([float("nan"), -0.0, float("inf")]),
+        "low.momentum": torch.randn(4, generator=generator).bfloat16(),
+    }
+
+
+@pytest.fixture
+def save(tokenizer, tmp_path):
+    """save(step): a checkpoint whose weights and optimizer state are those of seed `step`."""
+
+    def save(step: int, keep: int = 100, root: Path = tmp_path / "run" / "checkpoints", **changes) -> Path:
+        parts = {
+            "model": weights_of(step),
+            "optimizer": optimizer_of(step),
+            "model_config": SHAPE,
+            "run_config": RUN_CONFIG,
+            "tokenizer": tokenizer,
+        }
+        return checkpoint.save(root, RunState(seed=7, step=step), keep=keep, **{**parts, **changes})
+
+    return save
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Equal names, types, shapes and bits."""
+    return ours.keys() == theirs.keys() and all(
+        (a.dtype, a.shape) == (b.dtype, b.shape)
+        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+        for a, b in ((ours[name], theirs[name]) for name in ours)
+    )
+
+
+def names(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir())
+
+
+def flip(path: Path) -> None:
+    """Turn one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# --- what is saved comes back
+
+
+def test_all_of_a_run_comes_back(save, tokenizer, tmp_path):
+    state = RunState(7, 12, 10**12, 2, 345, 1.5, 0.1 + 0.2, 3)
+    path = checkpoint.save(
+        tmp_path, state, model=weights_of(12), optimizer=optimizer_of(12), model_config=SHAPE, run_config=RUN_CONFIG,
+        tokenizer=tokenizer, keep=1,
+    )  # fmt: skip
+    assert path == tmp_path / "step-00000012"
+    assert folder.verify(path) == []
+    assert checkpoint.read_state(path) == state
+    assert checkpoint.read_state(save(3)) == RunState(seed=7, step=3)
+    assert checkpoint.read_model_config(path) == SHAPE
+    assert same(checkpoint.read_weights(path), weights_of(12))
+    assert same(checkpoint.read_optimizer(path), optimizer_of(12))
+    assert Tokenizer.load(path / checkpoint.TOKENIZER).fingerprint == tokenizer.fingerprint
+    assert checkpoint.yaml.safe_load((path / checkpoint.RUN_CONFIG).read_text()) == RUN_CONFIG
+
+
+def test_weights_are_no_code(save):
+    path = save(1)
+    files = sorted(str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file())
+    known = {"config.yaml", "manifest.json", "model.json", "state.json", "model.safetensors", "optimizer.safetensors"}
+    assert known < set(files)
+    assert all(name.startswith("tokenizer/") and name.endswith((".json", ".jinja")) for name in set(files) - known)
+    for name in files:
+        with pytest.raises(Exception):  # noqa: B017, whatever a file is that is no pickle
+            pickle.loads((path / name).read_bytes())
+        assert not (path / name).read_bytes().startswith(b"PK")  # what torch.save writes
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_model_loads_from_a_run_and_from_a_checkpoint(save, tokenizer, tmp_path, as_text):
+    paths = [save(step) for step in (1, 2)]
+    ids = torch.arange(20).reshape(2, 10)
+    for where, seed in (tmp_path / "run", 2), (paths[0], 1), (paths[1], 2):
+        model, loaded, config = load_model(str(where) if as_text else where)
+        assert config == SHAPE and not model.training
+        assert same(dict(model.state_dict()), weights_of(seed))
+        assert loaded.encode(WORDS[0]) == tokenizer.encode(WORDS[0])
+        with torch.no_grad():
+            assert torch.equal(model(ids), build_model(SHAPE, seed).eval()(ids))
+
+
+# --- what cannot be trusted
+
+
+def test_the_newest_that_verifies_is_taken(save, tmp_path):
+    paths = [save(step) for step in (9, 10, 100)]
+    flip(paths[2] / checkpoint.MODEL)
+    found, skipped = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert found == paths[1] and list(skipped) == [paths[2]]
+    assert checkpoint.MODEL in skipped[paths[2]][0]
+    model, _, _ = load_model(tmp_path / "run")
+    assert same(dict(model.state_dict()), weights_of(10))
+    (paths[1] / folder.MANIFEST).unlink()
+    model, _, _ = load_model(tmp_path / "run")
+    assert same(dict(model.state_dict()), weights_of(9))
+
+
+def test_a_checkpoint_that_was_named_is_not_replaced_by_another(save):
+    for step, name in enumerate([checkpoint.MODEL, checkpoint.STATE, "tokenizer/tokenizer.json", folder.MANIFEST], 1):
+        path = save(step)
+        (path / name).write_bytes(b"")
+        with pytest.raises(CheckpointError, match=f"{path} cannot be used: {path / name}"):
+            load_model(path)
+
+
+def test_when_there_is_none_the_message_says_why(save, tmp_path):
+    with pytest.raises(CheckpointError, match="is not a folder: name a run"):
+        load_model(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="has no checkpoint that can be used .none was written yet"):
+        load_model(tmp_path)
+    path = save(1)
+    (path / checkpoint.STATE).unlink()
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'run'} has no .*{path / checkpoint.STATE} is missing"):
+        load_model(tmp_path / "run")
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def disguised(path: Path, change) -> Path:
+    """The checkpoint at `path` after `change`, with a manifest that agrees with it."""
+    copy = path.with_name("copy")
+    shutil.copytree(path, copy)
+    (copy / folder.MANIFEST).unlink()
+    change(copy)
+    shutil.rmtree(path)
+    with folder.write(path) as temporary:
+        shutil.copytree(copy, temporary, dirs_exist_ok=True)
+    shutil.rmtree(copy)
+    return path
+
+
+@pytest.mark.parametrize("dump", [lambda trap: pickle.dumps(trap), lambda trap: pickle.dumps({"model": trap}, 0), None])
+@pytest.mark.parametrize("with_manifest", [False, True])
+def test_a_pickle_in_place_of_weights_is_never_opened(save, tmp_path, dump, with_manifest):
+    trap = Trap(tmp_path / "sprung")
+
+    def plant(path: Path) -> None:
+        if dump is None:
+            torch.save({"weight": trap}, path / checkpoint.MODEL)
+        else:
+            (path / checkpoint.MODEL).write_bytes(dump(trap))
+
+    path = save(1)
+    if with_manifest:
+        disguised(path, plant)
+    else:
+        plant(path)
+    with pytest.raises(CheckpointError, match=f"{path / checkpoint.MODEL}.*"):
+        load_model(path)
+    assert not trap.path.exists()
+    with pytest.raises(CheckpointError, match="from safetensors files only"):
+        checkpoint.read_weights(path)
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
+def test_weights_cut_short_are_named_even_where_the_manifest_agrees(save, name):
+    def cut(path: Path) -> None:
+        (path / name).write_bytes((path / name).read_bytes()[:-10])
+
+    path = disguised(save(1), cut)
+    read = checkpoint.read_weights if name == checkpoint.MODEL else checkpoint.read_optimizer
+    with pytest.raises(CheckpointError, match=str(path / name)):
+        read(path)
+
+
+def test_a_link_in_place_of_weights_is_refused(save, tmp_path):
+    path = save(1)
+    outside = tmp_path / "outside.safetensors"
+    (path / checkpoint.MODEL).rename(outside)
+    (path / checkpoint.MODEL).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=f"{path / checkpoint.MODEL} is not a file of its own, but a link"):
+        load_model(path)
+
+
+# --- which are kept
+
+
+def test_as_many_as_wanted_are_kept(save, tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    for step in range(1, 8):
+        save(step, keep=5)
+        assert names(root) == [f"step-{n:08d}" for n in range(max(1, step - 4), step + 1)]
+    save(8, keep=1)
+    assert names(root) == ["step-00000008"]
+
+
+def test_what_else_lies_there_stays(save, tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    others = ["best", "a", "step-1", "step-00000001-copy", "zz", ".step-00000001.broken-1"]
+    for name in others:
+        (root / name).mkdir(parents=True)
+    for step in (1, 2, 3):
+        save(step, keep=1)
+    assert names(root) == sorted([*others, "step-00000003"])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_after_a_fall_back_the_new_one_is_never_the_one_that_goes(save, tmp_path, keep):
+    """The run went back to step 100, because 200 was broken; what it then saves is older than that by name."""
+    save(100)
+    flip(save(200) / checkpoint.MODEL)
+    for step in (110, 120, 130):
+        path = save(step, keep=keep)
+        assert checkpoints.newest(tmp_path / "run" / "checkpoints")[0] == path
+    good = [f"step-{n:08d}" for n in (100, 110, 120, 130)][-keep:]
+    assert names(tmp_path / "run" / "checkpoints") == [*good, "step-00000200"]
+
+
+def test_a_step_that_was_saved_before(save, tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    path = save(5)
+    written_at = (path / folder.MANIFEST).stat().st_mtime_ns
+    assert save(5) == path
+    assert (path / folder.MANIFEST).stat().st_mtime_ns == written_at
+    flip(path / checkpoint.OPTIMIZER)
+    assert save(5) == path
+    assert folder.verify(path) == []
+    assert names(root) == [".step-00000005.broken-1", "step-00000005"]
+
+
+def test_a_failed_save_leaves_the_others(save, tmp_path):
+    class Full:
+        def save(self, path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    paths = [save(1), save(2)]
+    with pytest.raises(OSError, match="No space"):
+        save(3, keep=1, tokenizer=Full())
+    assert names(tmp_path / "run" / "checkpoints") == [path.name for path in paths]
+    assert checkpoints.newest(tmp_path / "run" / "checkpoints") == (paths[1], {})

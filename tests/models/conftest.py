@@ -1,0 +1,80 @@
+"""What the model tests share: recipes at their real depth, pattern, heads and context but a small width, models whose
+every key counts, and a recorder of tensors."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models import ModelConfig, build_model
+
+RECIPES = {
+    "flow-1b": ModelConfig(
+        vocab_size=101, context=2048, n_layers=18, d_model=32, n_heads=16, n_kv_heads=8, head_dim=4, d_ff=64,
+        window=128, global_every=6,
+    ),
+    "helium-13m": ModelConfig(
+        vocab_size=101, context=256, n_layers=8, d_model=32, n_heads=8, n_kv_heads=2, d_ff=80, window=64,
+        global_every=None,
+    ),
+}  # fmt: skip
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the size of every tensor any operation makes, those inside backward passes and composite kernels too."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements: list[int] = []
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest tensor made."""
+        return max(self.elements)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.elements += [leaf.untyped_storage().nbytes() // leaf.element_size() for leaf in tree_leaves(result)
+                          if isinstance(leaf, torch.Tensor)]  # fmt: skip
+        return result
+
+
+def build_awake(config: ModelConfig, seed: int = 0):
+    """A model whose attention is peaked and whose logits spread, so that a wrong key or position shows in them; at
+    initialisation both are nearly even and hide mistakes. Signs in the last norm keep it from echoing its input."""
+    model = build_model(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("query.weight", "key.weight")):
+                parameter.mul_(2)
+            elif name == "embedding.weight":
+                parameter.mul_(0.5 / parameter.std())
+            elif parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        model.final_norm.weight.mul_(torch.randn(config.d_model, generator=generator).sign() / 3)  # logits of size 1
+    return model.eval()
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def recipe(request) -> ModelConfig:
+    """A recipe at its real depth, pattern, heads and context, with a small width and vocabulary."""
+    return RECIPES[request.param]
+
+
+@pytest.fixture(scope="session")
+def awake_recipe(recipe):
+    """The recipe's model, in evaluation mode, with weights that make every key count. Not to be changed."""
+    return build_awake(recipe)
+
+
+@pytest.fixture
+def awake():
+    """build_awake itself, for other shapes."""
+    return build_awake
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """A Recorder, to be used as a context manager."""
+    return Recorder()

@@ -1,0 +1,155 @@
+"""Attention against its definition: values, gradients, masks, and that a windowed layer never makes a T x T tensor."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.attention import Layout, attend_to_cache, attention, reference
+
+LENGTH = 37
+DOCUMENTS = {
+    "one document": None,
+    "packed": [[0] * 5 + [1] * 1 + [2] * 20 + [3] * 11, [4] * 37],
+    "every token a document": [list(range(37)), [7] * 18 + [8] * 19],
+}
+
+
+def draw(heads, kv_heads, length=LENGTH, width=16, batch=2, dtype=torch.float32, seed=0):
+    """query [B, H, T, D], key and value [B, K, T, D], with large enough scores that the softmax is peaked."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, heads, length, width), (batch, kv_heads, length, width), (batch, kv_heads, length, width)]
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    tensors[0].mul_(2)
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+
+def attend(query, key, value, window, document_ids):
+    """`attention` with the mask that a layer of this window gets in the model."""
+    length = query.shape[2]
+    layout = Layout.of(document_ids, length, query.device)
+    mask = layout.band_mask(window) if window is not None and window < length else layout.full_mask()
+    return attention(query, key, value, window, mask)
+
+
+def relative_error(found, expected, scale=None):
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).abs().max()) / (float(expected.abs().max()) or scale)
+
+
+def assert_all_close(inputs, window, document_ids, tolerance):
+    """Output and all three gradients of `attend` against the float64 reference."""
+    copies = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    found, expected = attend(*inputs, window, document_ids), reference(*copies, window, document_ids)
+    assert found.dtype == inputs[0].dtype
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found_gradients = torch.autograd.grad(found, inputs, weights.to(found.dtype))
+    expected_gradients = torch.autograd.grad(expected, copies, weights)
+    errors = {"output": relative_error(found, expected)}
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients)
+    for name, one, other in zip(("query", "key", "value"), found_gradients, expected_gradients, strict=True):
+        errors[name] = relative_error(one, other, largest)  # with one key a query, the scores' gradients are zero
+    assert max(errors.values()) < tolerance, errors
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 1), (9, 3)])
+@pytest.mark.parametrize("window", [1, 2, 7, 16, 36, 37, 100, None])
+def test_values_and_gradients_equal_the_reference(window, heads, kv_heads, documents):
+    ids = DOCUMENTS[documents]
+    document_ids = None if ids is None else torch.tensor(ids)
+    assert_all_close(draw(heads, kv_heads), window, document_ids, 1e-5)
+
+
+@pytest.mark.parametrize("window", [7, 37, None])
+def test_in_float64_only_rounding_is_left(window):
+    document_ids = torch.tensor(DOCUMENTS["packed"])
+    assert_all_close(draw(4, 2, dtype=torch.float64), window, document_ids, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "heads", "kv_heads", "width"), [(256, 64, 8, 2, 32), (512, 128, 16, 8, 128)]
+)
+def test_recipes_head_shapes_equal_the_reference(length, window, heads, kv_heads, width):
+    """The head shapes of helium-13m and flow-1b, over several windows and a remainder."""
+    length += 13
+    document_ids = (torch.arange(length) // 150)[None]
+    assert_all_close(draw(heads, kv_heads, length, width, batch=1), window, document_ids, 1e-5)
+
+
+def test_bfloat16_stays_close():
+    assert_all_close(draw(4, 2, dtype=torch.bfloat16), 7, torch.tensor(DOCUMENTS["packed"]), 0.03)
+
+
+def test_the_reference_is_the_definition_written_out():
+    query, key, value = (tensor.detach() for tensor in draw(4, 2, length=7, width=2, batch=1, dtype=torch.float64))
+    documents, window = [0, 0, 0, 1, 1, 1, 1], 3
+    found = reference(query, key, value, window, torch.tensor([documents]))
+    for head in range(4):
+        group = head // 2
+        for i in range(7):
+            seen = [j for j in range(max(0, i - window + 1), i + 1) if documents[i] == documents[j]]
+            scores = [math.exp(float(query[0, head, i] @ key[0, group, j]) / math.sqrt(2)) for j in seen]
+            mean = sum(score * value[0, group, j] for score, j in zip(scores, seen, strict=True)) / sum(scores)
+            torch.testing.assert_close(found[0, head, i], mean)
+
+
+def test_layout_finds_documents_and_restarts_positions():
+    ids = torch.tensor([[5, 5, 5, 2, 9, 9], [1, 1, 3, 3, 1, 1]])  # an id that comes back is another document
+    layout = Layout.of(ids, 6, ids.device)
+    assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 0, 1]]
+    assert layout.segments.tolist() == [[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2]]
+    assert layout.full_mask()[1, 0].tolist()[5] == [False, False, False, False, True, True]
+    whole = Layout.of(None, 6, ids.device)
+    assert whole.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert whole.segments is None and whole.full_mask() is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_windowed_layer_makes_no_dense_tensor(recorder, packed):
+    """Largest tensor, forward and backward: no T x T anywhere, and linear in T for a fixed window."""
+    heads, kv_heads, width, window = 4, 2, 16, 32
+
+    def largest(length):
+        inputs = draw(heads, kv_heads, length, width, batch=1)
+        document_ids = (torch.arange(length) // 300)[None] if packed else None
+        recorder.elements.clear()
+        with recorder:
+            attend(*inputs, window, document_ids).sum().backward()
+        return recorder.largest
+
+    small, large = largest(1024), largest(4096)
+    assert large <= 4096 * max(heads * width, 2 * kv_heads * width, 2 * window)
+    assert large <= 4.01 * small
+    assert large < 4096 * 4096 / 8
+    with recorder:
+        reference(*draw(heads, kv_heads, 256, width, batch=1), window, None)
+    assert recorder.largest >= heads * 256 * 256, "the recorder would not have seen a dense tensor"
+
+
+def test_a_windowed_layer_costs_operations_linear_in_length():
+    heads, width, window = 4, 16, 32
+
+    def operations(length):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            attend(*draw(heads, 2, length, width, batch=1), window, None).sum().backward()
+        return counter.get_total_flops()
+
+    each_key = 3 * 4 * heads * width  # scores and values, forward and twice that backward, a multiply and an add each
+    assert operations(512) == 512 * 2 * window * each_key
+    assert operations(2048) == 2048 * 2 * window * each_key
+
+
+@pytest.mark.parametrize("new", [1, 5])
+def test_cached_attention_equals_the_last_rows_of_the_reference(new):
+    query, key, value = (tensor.detach() for tensor in draw(4, 2))
+    expected = reference(query, key, value, None, None)[:, :, -new:]
+    visible = torch.ones(new, LENGTH, dtype=torch.bool).tril(LENGTH - new)[None, None] if new > 1 else None
+    found = attend_to_cache(query[:, :, -new:], key, value, visible)
+    assert relative_error(found, expected) < 1e-5
+    order = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(2))
+    shuffled = None if visible is None else visible[..., order]
+    again = attend_to_cache(query[:, :, -new:], key[:, :, order], value[:, :, order], shuffled)
+    assert relative_error(again, expected) < 1e-5

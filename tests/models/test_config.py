@@ -1,0 +1,139 @@
+"""What follows from a shape by arithmetic, against models that are built and counted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.loader import Batch
+from models import ModelConfig, build_model
+from models.transformer import Transformer
+from training.objectives import NextToken
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HELIUM = dict(n_heads=8, n_kv_heads=2, global_every=None)
+PUBLISHED = {
+    13_439_232: ModelConfig(vocab_size=32000, d_model=256, n_layers=8, d_ff=640, window=64, context=256, **HELIUM),
+    42_609_152: ModelConfig(vocab_size=32000, d_model=512, n_layers=10, d_ff=1280, window=128, context=512, **HELIUM),
+    1_199_646_720: ModelConfig(
+        vocab_size=32768, d_model=2048, n_layers=18, n_heads=16, n_kv_heads=8, d_ff=8192, window=128, global_every=6
+    ),
+    134_515_008: ModelConfig(
+        vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1536, window=None, global_every=None
+    ),
+}
+
+
+def counted(config):
+    """{embedding, hidden, total} parameters of the model, built without memory."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.embedding.weight.numel()
+    return {"embedding": embedding, "hidden": total - embedding, "total": total}
+
+
+@pytest.mark.parametrize("count", PUBLISHED)
+def test_published_shapes_have_their_exact_size(count):
+    assert PUBLISHED[count].parameters()["total"] == count
+    assert counted(PUBLISHED[count]) == PUBLISHED[count].parameters()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        dict(head_dim=20, n_heads=3, n_kv_heads=3),
+        dict(d_model=48, n_heads=6, n_kv_heads=1, d_ff=7, n_layers=1, vocab_size=11),
+    ],
+)
+def test_the_count_is_that_of_the_built_model(shape):
+    config = ModelConfig(**shape)
+    assert counted(config) == config.parameters()
+
+
+@pytest.mark.parametrize(
+    ("window", "global_every", "expected"),
+    [
+        (128, 6, [128, 128, 128, 128, 128, None, 128]),
+        (64, None, [64] * 7),
+        (64, 1, [None] * 7),
+        (8, 2, [8, None, 8, None, 8, None, 8]),
+        (None, 3, [None] * 7),
+    ],
+)
+def test_layer_windows_and_cache_entries(window, global_every, expected):
+    config = ModelConfig(window=window, global_every=global_every, n_layers=7, context=100)
+    assert [config.layer_window(layer) for layer in range(7)] == expected
+    assert config.cache_entries() == [100 if size is None else min(size, 100) for size in expected]
+
+
+@pytest.mark.parametrize(("window", "global_every"), [(None, None), (8, None), (8, 3), (64, 2), (100, None)])
+def test_flops_a_token_are_those_a_counter_sees(window, global_every):
+    """The counter sees each matrix product of a step. Products with weights must agree to the last one. Attention is
+    computed over whole blocks and masked: T keys a query in full layers, 2W in windowed ones, where the plan counts
+    only visible keys; so the two must agree when the plan's keys are replaced by the blocks'."""
+    config = ModelConfig(vocab_size=101, context=64, n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, head_dim=6,
+                         d_ff=40, window=window, global_every=global_every)  # fmt: skip
+    input_ids = torch.randint(101, (2, 64), generator=torch.Generator().manual_seed(0))
+    objective = NextToken(build_model(config))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        objective(Batch(input_ids, input_ids, torch.zeros_like(input_ids), torch.arange(2)))[0].backward()
+    counted_per_token = counter.get_total_flops() / (2 * 64)
+
+    places = torch.arange(64)
+    visible = computed = 0.0
+    for layer in range(3):
+        size = config.layer_window(layer) or 64
+        seen = (places[None] <= places[:, None]) & (places[None] > places[:, None] - size)
+        visible += float(seen.sum()) / 64
+        computed += 2 * size if size < 64 else 64
+    each_key = 3 * 2 * 2 * config.n_heads * config.d_head  # forward and twice that backward; scores and values
+    planned = config.flops_per_token(64)
+    assert planned - each_key * visible == pytest.approx(counted_per_token - each_key * computed, abs=1)
+    norms = (2 * config.n_layers + 1) * config.d_model
+    assert planned == pytest.approx(6 * (counted(config)["total"] - norms) + each_key * visible, abs=1)
+    assert ModelConfig(**{**vars(config), "gradient_checkpointing": True}).flops_per_token(64) == planned
+
+
+def test_flops_of_a_long_context_grow_only_with_global_layers():
+    windowed = ModelConfig(window=128, global_every=None)
+    mixed = ModelConfig(window=128, global_every=6)
+    assert windowed.flops_per_token(8192) < 1.02 * windowed.flops_per_token(1024)
+    per_key = 12 * mixed.n_heads * mixed.d_head
+    growth = mixed.flops_per_token(8192) - mixed.flops_per_token(1024)
+    windowed_growth = windowed.flops_per_token(8192) - windowed.flops_per_token(1024)
+    assert growth == pytest.approx(per_key * (8192 - 1024) / 2 + windowed_growth * 5 / 6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        (dict(n_heads=7), ["n_heads", "n_kv_heads"]),
+        (dict(n_kv_heads=3), ["n_kv_heads"]),
+        (dict(d_model=24, n_heads=8), ["head_dim"]),
+        (dict(head_dim=5), ["head_dim"]),
+        (dict(n_layers=0, window=0, rope_base=-1.0), ["n_layers", "window", "rope_base"]),
+        (dict(architecture="mamba", vocab_size=-1), ["architecture", "vocab_size"]),
+        (dict(norm_eps=0.0, global_every=0), ["global_every", "norm_eps"]),
+        (dict(embedding_scale=0.0, copy_init=-1.0), ["embedding_scale", "copy_init"]),
+        ({}, []),
+    ],
+)
+def test_impossible_shapes_are_named_all_at_once(change, keys):
+    config = ModelConfig(**change)
+    assert sorted(key for key, *_ in config.problems()) == sorted(keys)
+    if keys:
+        with pytest.raises(ValueError) as error:
+            build_model(config)
+        assert all(key in str(error.value) and repr(getattr(config, key)) in str(error.value) for key in keys)
+
+
+def test_plans_do_not_wait_for_torch():
+    code = "import sys, models, models.sampling; models.ModelConfig().parameters(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
