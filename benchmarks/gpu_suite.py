@@ -92,9 +92,8 @@ def attention_errors(
     query, key, value = draw(heads), draw(kv), draw(kv)
     documents = (torch.arange(tokens) * 3 // tokens).expand(batch, tokens).to(device)
     layout = Layout.of(documents, tokens, device)
-    banded = window is not None and window < tokens
     weight = torch.randn(batch, heads, tokens, width, generator=generator).to(device, dtype)
-    out = attention(query, key, value, window, layout.band_mask(window) if banded else layout.full_mask())
+    out = attention(query, key, value, window, layout.mask(window))
     ours = [out, *torch.autograd.grad((out * weight).sum(), (query, key, value))]
     exact = reference(query, key, value, window, documents)
     theirs = [exact, *torch.autograd.grad((exact * weight.double()).sum(), (query, key, value))]

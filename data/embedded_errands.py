@@ -8,12 +8,13 @@ build on it: a small model that learns only from plots takes ten times as long t
 from data.embedded_draw import NAMES, Draw, Split, draw_on_side, pronouns
 
 THINGS = (
-    "bread", "milk", "rope", "oil", "soap", "salt", "honey", "jam", "tea", "cups", "plates", "spoons", "forks", "bowls",
-    "paper", "glue", "paint", "nails", "wood", "wire", "string", "thread", "needles", "buttons", "cloth", "silk", "wool",
-    "sugar", "flour", "butter", "cheese", "rice", "corn", "pears", "plums", "figs", "grapes", "lemons", "nuts",
-    "carrots", "peas", "beans", "onions", "mint", "roses", "tulips", "ferns", "moss", "shells", "stones", "sand",
-    "clay", "bricks", "tiles", "candles", "matches", "brushes", "combs", "towels", "socks", "gloves", "boots", "belts",
-    "stamps", "pens", "maps", "keys", "coins", "rings", "beads", "marbles", "cards", "kites", "bells", "drums", "seeds",
+    "bread", "milk", "rope", "oil", "soap", "salt", "honey", "jam", "tea", "cups", "plates", "spoons", "forks",
+    "bowls", "paper", "glue", "paint", "nails", "wood", "wire", "string", "thread", "needles", "buttons", "cloth",
+    "silk", "wool", "sugar", "flour", "butter", "cheese", "rice", "corn", "pears", "plums", "figs", "grapes",
+    "lemons", "nuts", "carrots", "peas", "beans", "onions", "mint", "roses", "tulips", "ferns", "moss", "shells",
+    "stones", "sand", "clay", "bricks", "tiles", "candles", "matches", "brushes", "combs", "towels", "socks",
+    "gloves", "boots", "belts", "stamps", "pens", "maps", "keys", "coins", "rings", "beads", "marbles", "cards",
+    "kites", "bells", "drums", "seeds",
 )  # fmt: skip
 ERRANDS = ("shop", "market", "beach", "hill", "farm", "fair", "harbour", "mill")
 SENDERS = ("mother", "father", "grandmother", "grandfather", "aunt", "uncle", "teacher")

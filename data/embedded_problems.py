@@ -52,10 +52,10 @@ class Scene:
 
 
 SCENES = (
-    Scene(("apples", "shells", "stickers", "coins", "marbles", "books", "pencils", "cards"), "{hero} has {n} {things}",
+    Scene(("apples", "shells", "stickers", "coins", "marbles", "stamps", "pencils", "cards"), "{hero} has {n} {things}",
           ("{hero} finds {n}", "{hero} buys {n}", "{hero} wins {n}"),
           ("{hero} gives away {n}", "{hero} loses {n}", "{hero} sells {n}"), "How many {things} does {hero} have?"),
-    Scene(("cakes", "rolls", "pies", "cookies"), "{hero} bakes {n} {things}",
+    Scene(("rolls", "muffins", "biscuits", "cookies"), "{hero} bakes {n} {things}",
           ("{hero} bakes {n}", "{hero} makes {n}"), ("{hero} eats {n}", "{hero} burns {n}", "{hero} drops {n}"),
           "How many {things} are left?"),
     Scene(("people", "children"), "the bus has {n} {things}",

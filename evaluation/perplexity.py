@@ -51,7 +51,7 @@ def held_out_loss(
     with autocast:
         for batch in batches:
             loss_sum, trained, _ = objective(batch.to(device))
-            loss += loss_sum.double().cpu()
+            loss += loss_sum.cpu().double()
             tokens += int(trained)
     objective.train(was_training)
     all_loss, all_tokens = total(float(loss), tokens)

@@ -32,14 +32,18 @@ class Layout:
         first = torch.where(starts, steps, 0).cummax(dim=1).values
         return Layout(starts.cumsum(dim=1) - 1, steps - first)
 
-    def full_mask(self) -> Tensor | None:
+    def mask(self, window: int | None) -> Tensor | None:
+        """What `attention` needs to know about a layer with `window` (None: it sees everything)."""
+        return self._band_mask(window) if _is_banded(window, self.positions.shape[1]) else self._full_mask()
+
+    def _full_mask(self) -> Tensor | None:
         """[B, 1, T, T] bool, True where a query may look, or None when plain causality says it all."""
         if self.segments is None:
             return None
         same = self.segments[:, :, None] == self.segments[:, None, :]
         return same.tril_()[:, None]
 
-    def band_mask(self, window: int) -> Tensor:
+    def _band_mask(self, window: int) -> Tensor:
         """[B or 1, chunks, 1, W, 2W] bool for `_banded`: query a of a chunk against the chunk before and itself."""
         length = self.positions.shape[1]
         chunks = -(-length // window)
@@ -62,14 +66,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mas
     Args:
         query: [B, H, T, D]; key, value: [B, K, T, D], with rotary positions already applied.
         window: a token sees itself and the `window - 1` tokens before it; None: all before it.
-        mask: `Layout.band_mask(window)` where `window` is less than T, else `Layout.full_mask()`.
+        mask: `Layout.mask(window)`.
 
     Returns: [B, H, T, D].
     """
-    if window is not None and window < query.shape[2]:
+    if _is_banded(window, query.shape[2]):
         return _banded(query, key, value, window, mask)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def _is_banded(window: int | None, length: int) -> bool:
+    return window is not None and window < length
 
 
 def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a next token is drawn. Temperature 0 takes the likeliest; filters apply in the order of the fields."""
+    """How a next token is drawn; temperature 0 takes the likeliest. The repetition penalty comes first, then the
+    temperature, then the filters in the order of the fields."""
 
     temperature: float = 0.8
     top_k: int | None = None  # keep the k likeliest

@@ -173,15 +173,11 @@ class Transformer(nn.Module):
             raise ValueError(f"{length} tokens do not fit the model's context of {self.config.context}")
         layout = Layout.of(document_ids, length, input_ids.device)
         rotations = self._rotations(layout.positions)
-        masks: dict[int | None, Tensor | None] = {}
+        masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}
         x = self.embedding(input_ids) * self.config.embedding_scale
         for block in self.blocks:
             window = block.attention.window
-            banded = window is not None and window < length
-            key = window if banded else None
-            if key not in masks:
-                masks[key] = layout.band_mask(window) if banded else layout.full_mask()
-            arguments = (x, rotations[window is None], masks[key])
+            arguments = (x, rotations[window is None], masks[window])
             if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -8,7 +8,7 @@ import pytest
 
 from data import embedded, embedded_errands, embedded_problems, embedded_stories
 from data.embedded_draw import NAMES, SPLITS, Draw, side
-from data.embedded_recall import CLASS_SIZE, SURNAMES
+from data.embedded_recall import FACTS
 from evaluation.answers import extract_answer
 from tokenizer import Tokenizer
 
@@ -30,9 +30,9 @@ def essence_of(kind: str, split: str, seed: int, index: int) -> set:
         solution = text.partition("\n")[2]
         return {tuple(re.findall(r"[0-9+-]+", solution))}
     if kind == "stories":
-        lists = re.findall(r": (\w+(?:, \w+){6,})", text)
+        lists = re.findall(r": (\w+(?:, \w+){4,})", text)
         return set(lists) or {text}
-    return set(re.findall(r"([A-Z][a-z]+) ([A-Z][a-z]+)(?=[,.])", text.partition("\n")[0]))
+    return {tuple(sorted(re.split(r"(?<=\.) ", text.partition("\n")[0])))}
 
 
 @pytest.mark.parametrize("kind", embedded.KINDS)
@@ -52,7 +52,7 @@ def test_endless_and_indexed(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "train", "valid"), [("stories", 5000, 1500), ("problems", 20000, 4000), ("recall", 400, 200)]
+    ("kind", "train", "valid"), [("stories", 5000, 1500), ("problems", 20000, 4000), ("recall", 2000, 400)]
 )
 def test_training_never_shows_what_is_held_out(kind, train, valid):
     shown = set().union(*(essence_of(kind, "train", seed, index) for seed in (1, 2) for index in range(train // 2)))
@@ -142,38 +142,41 @@ def test_guessing_one_number_does_not_solve_problems():
 def test_errands_repeat_their_list_word_by_word():
     for index in range(200):
         text = embedded_errands.tell(Draw("errand", index), "train")
-        lists = re.findall(r"\w+(?:, \w+){6,}", text)
+        lists = re.findall(r"\w+(?:, \w+){4,}", text)
         assert len(lists) >= 3 and len(set(lists)) == 1, text
         things = lists[0].split(", ")
-        assert 7 <= len(things) <= 12 and len(set(things)) == len(things)
+        assert 5 <= len(things) <= 9 and len(set(things)) == len(things)
 
 
 def test_recall_asks_what_only_the_beginning_tells():
     for index in range(20):
         document = embedded.recall(index, "valid", 2)
         text = document.text
-        first, last = text.partition("\n")[0], text.rpartition("\n")[2]
-        children = dict(re.findall(r"([A-Z][a-z]+) ([A-Z][a-z]+)(?=[,.])", first))
-        assert dict(re.findall(r"([A-Z][a-z]+) ([A-Z][a-z]+)(?=[,.])", last)) == children
-        assert len(children) == CLASS_SIZE and len(document.answers) == CLASS_SIZE // 2
-        between = text[len(first) : -len(last)]
-        asked = set()
-        for start, end in document.answers:
-            name, surname = text[:start].split()[-1], text[start:end]
-            asked.add(name)
-            assert start > len(text) - len(last) and children[name] == surname
-            assert not re.search(rf"\b{name}\b", between), "stands nowhere in between"
-        stories = re.sub(r"^The teacher asks for some children:.*$", "", between, flags=re.MULTILINE)
-        for name, surname in children.items():
-            assert not re.search(rf"\b{name}\b", stories), "the stories are about others"
-            assert name in asked or text.count(f"{name} {surname}") >= 2
+        beginning, *stories, end = text.split("\n")
+        facts = re.split(r"(?<=\.) ", beginning)[1:]
+        assert sorted(facts) == sorted(re.split(r"(?<=\.) ", end)[1:]) and len(facts) == len(FACTS)
+        assert len(document.answers) == len(FACTS)
+        for start, stop in document.answers:
+            assert start > len(text) - len(end)
+            assert re.search(rf"\b{text[start:stop]}\b", beginning)
+            assert not re.search(rf"\b{text[start:stop]}\b", " ".join(stories)), "stands nowhere in between"
+
+
+def test_no_fact_is_like_another_or_in_a_story():
+    values = [value for _, choices in FACTS for value in choices.split()]
+    assert len(set(values)) == len(values) and all(statement.count("{}") == 1 for statement, _ in FACTS)
+    told = " ".join(embedded_stories.tell(Draw("told", index), "train") for index in range(2000))
+    assert set(values).isdisjoint(re.findall(r"\w+", told))
 
 
 def test_recall_answers_cannot_be_guessed():
-    values = [document.text[start:end] for document in (embedded.recall(index, "valid", 9) for index in range(100))
-              for start, end in document.answers]  # fmt: skip
-    assert max(values.count(value) for value in set(values)) / len(values) < 1 / 16
-    assert len(set(values)) > 0.9 * len(SURNAMES)
+    by_fact: list[list[str]] = [[] for _ in FACTS]
+    for index in range(300):
+        values = [value.rstrip(".") for value in embedded.recall(index, "valid", 9).text.partition("\n")[0].split()]
+        for place, (_, choices) in enumerate(FACTS):
+            by_fact[place] += [value for value in choices.split() if value in values]
+    assert all(max(map(found.count, set(found))) / len(found) < 0.16 for found in by_fact)
+    assert all(len(set(found)) == 12 for found in by_fact)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def attend(query, key, value, window, document_ids):
     """`attention` with the mask that a layer of this window gets in the model."""
     length = query.shape[2]
     layout = Layout.of(document_ids, length, query.device)
-    mask = layout.band_mask(window) if window is not None and window < length else layout.full_mask()
+    mask = layout.mask(window)
     return attention(query, key, value, window, mask)
 
 
@@ -101,10 +101,10 @@ def test_layout_finds_documents_and_restarts_positions():
     layout = Layout.of(ids, 6, ids.device)
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 0, 1]]
     assert layout.segments.tolist() == [[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2]]
-    assert layout.full_mask()[1, 0].tolist()[5] == [False, False, False, False, True, True]
+    assert layout.mask(None)[1, 0].tolist()[5] == [False, False, False, False, True, True]
     whole = Layout.of(None, 6, ids.device)
     assert whole.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert whole.segments is None and whole.full_mask() is None
+    assert whole.segments is None and whole.mask(None) is None
 
 
 @pytest.mark.parametrize("packed", [False, True])

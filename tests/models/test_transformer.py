@@ -389,7 +389,7 @@ def test_copy_init_makes_attention_pass_on_what_it_looks_at(copy_init):
     model = build_model(config)
     x = torch.randn(1, 32, 128, generator=torch.Generator().manual_seed(0))
     rotation = model.rotary_local(torch.arange(32)[None])
-    mask = Layout.of(None, 32, x.device).band_mask(1)
+    mask = Layout.of(None, 32, x.device).mask(1)
     for block in model.blocks:
         share = float((block.attention(x, rotation, mask) * x).sum() / (x * x).sum())
         assert share == pytest.approx(copy_init / 4, abs=0.08)  # 4: sqrt of twice the layers

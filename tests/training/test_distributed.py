@@ -78,3 +78,25 @@ def test_the_accelerate_config_does_not_decide_and_a_clash_is_reported(tiny, run
     plain = run(*ONE, *tiny("plain", "run.stop_after_steps=1"))
     assert plain.returncode == 75 and "ACCELERATE" not in plain.stderr
     assert losses(arguments) == losses(tiny("plain"))  # in fp32, as the config says
+
+
+@pytest.mark.campaign
+def test_two_processes_equal_one_over_300_steps_of_real_text(tmp_path, run, real_data):
+    """fp32 with fp32 Newton-Schulz, the recipe's own model, smaller batches: agreement at every step."""
+    sources = [
+        f"data.sources.{name}.{key}=jsonl:{real_data / name / file}.jsonl"
+        for name in ("tinystories", "textbooks")
+        for key, file in (("from", "train"), ("valid_from", "valid"))
+    ]
+    sizes = [f"phases.{i}.{key}" for i in range(3) for key in ("tokens=204800", "batch_tokens=2048")]
+    quiet = ["parallel.device=cpu", "parallel.precision=fp32", "parallel.cpu_threads=1", "optimizer.newton_schulz=fp32",
+             "watch.log_every=1", "watch.wandb=off", "evaluation.every_steps=null", "evaluation.final_tokens=4096",
+             "evaluation.bigram_floor=false"]  # fmt: skip
+    folders = [f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}"]
+    common = ["--config", "configs/tinystories-cpu.yaml", *folders, *sources, *sizes, *quiet]
+    for command, name in ((ONE, "one"), (TWO, "two")):
+        finished = run(*command, *common, f"run.name={name}", timeout=3600, ACCELERATE_USE_CPU="true")
+        assert finished.returncode == 0, finished.stderr
+    one, two = (losses([*common, f"run.name={name}"]) for name in ("one", "two"))
+    assert len(one) == 300
+    assert_agree(one, two)
