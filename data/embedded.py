@@ -13,7 +13,7 @@ from data.embedded_draw import SPLITS, Draw, Split
 from data.embedded_problems import Problem
 from data.embedded_recall import Recall
 
-VERSION = 6  # raised whenever a document changes: shards made from an older corpus are then made again
+VERSION = 1  # raised whenever a document changes: shards made from an older corpus are then made again
 KINDS = ("stories", "problems", "recall")
 ERRANDS = 0.4  # share of the stories that are errands (embedded_errands.py)
 
