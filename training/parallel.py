@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from observe.hardware import usable_cores
 from training.settings import ParallelSection
 
 
@@ -51,7 +52,7 @@ class Strategy:
             )
         if device == "cpu":
             local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
-            torch.set_num_threads(section.cpu_threads or max(1, len(os.sched_getaffinity(0)) // local))
+            torch.set_num_threads(section.cpu_threads or max(1, usable_cores() // local))
         elif device == "cuda":
             torch.set_float32_matmul_precision("high")
         self.dtype = _compute_dtype(section.precision, self.device)
@@ -98,7 +99,7 @@ class Strategy:
         return nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
 
     def sum(self, *values: float | Tensor) -> list[float]:
-        """Each value summed over all ranks, in float64."""
+        """Each value summed over all ranks, in float64. A flag that any rank raises is above 0 on all of them."""
         if self.world == 1:
             return [float(value) for value in values]
         dtype = torch.float64
@@ -106,10 +107,6 @@ class Strategy:
         total = torch.stack(parts)
         torch.distributed.all_reduce(total)
         return total.tolist()
-
-    def agree(self, flag: bool) -> bool:
-        """True on every rank when it is true on any."""
-        return self.sum(float(flag))[0] > 0
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

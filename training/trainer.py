@@ -7,6 +7,7 @@ processes; see data/loader.py for the order of samples and training/schedule.py 
 
 import dataclasses
 import enum
+import math
 import signal
 import time
 from pathlib import Path
@@ -60,12 +61,10 @@ class Trainer:
         self.state = checkpoints.RunState(seed=config.run.seed)
         self.model_config = config.model.config(prepared.tokenizer.vocab_size, config.longest_context)
         self.model = build_model(self.model_config, config.run.seed)
-        resumed = self._restore()
         self.objective = NextToken(self.model)
         self.wrapped = strategy.prepare(self.objective)
         self.optimizer = self._build_optimizer()
-        if resumed is not None:
-            self.optimizer.load_tensors(checkpoint.read_optimizer(resumed))
+        resumed = self._restore()
         self.total_steps = self._total_steps()
         self.watch = Watch(config, strategy, self.model_config, self.total_steps, resumed, self.state)
         self._stop_requested = False
@@ -90,7 +89,7 @@ class Trainer:
             self.watch.phase_started(phase, self.state)
             self._examine(phase, when="start")
         ends_at = phase.steps * phase.batch_rows
-        self.watch.clock.start(self.state)
+        self.watch.clock.start()
         while self.state.cursor < ends_at:
             batches = loader.step(self.state.cursor)
             tokens, stop, save = self.strategy.sum(
@@ -169,6 +168,8 @@ class Trainer:
     def _is_exhausted(self, val_loss: float) -> bool:
         """Whether the phase has gone `patience` validations without gain."""
         settings, state = self.config.evaluation, self.state
+        if math.isnan(val_loss):  # no source of the phase has a validation split
+            return False
         if state.best_val_loss is None or val_loss < state.best_val_loss - settings.min_gain:
             state.best_val_loss, state.validations_without_gain = val_loss, 0
         else:
@@ -219,17 +220,19 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _restore(self) -> Path | None:
-        """Weights and state from the newest checkpoint of this run that verifies, else from `init_from`, else none."""
+        """Take up the newest checkpoint of this run that verifies, else the weights of `init_from`, if there are any;
+        returns the checkpoint that the run goes on from."""
         path, skipped = checkpoints.newest(self.folder / "checkpoints")
         self.skipped = skipped
         if path is not None:
             self._check_same_run(path)
             self.state = checkpoint.read_state(path)
-            self.model.load_state_dict(checkpoint.read_weights(path))
+            self.strategy.load_state(self.model, checkpoint.read_weights(path))
+            self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
             source = checkpoints.resolve(self.config.run.init_from)
             _check_same(source, {"model": (_shape(checkpoint.read_model_config(source)), _shape(self.model_config))})
-            self.model.load_state_dict(checkpoint.read_weights(source))
+            self.strategy.load_state(self.model, checkpoint.read_weights(source))
         return path
 
     def _check_same_run(self, path: Path) -> None:

@@ -36,7 +36,7 @@ class Clock:
         self._since = self._run_since = time.monotonic()
         self._tokens = 0
 
-    def start(self, _state: RunState) -> None:
+    def start(self) -> None:
         """Begin to measure speed anew."""
         self._since, self._tokens = time.monotonic(), 0
 

@@ -1,0 +1,25 @@
+"""The one-command GPU suite runs anywhere: small on a CPU, saying what it skipped."""
+
+import json
+import sys
+
+
+def test_suite_runs_holds_and_says_what_it_skipped(run, tmp_path):
+    finished = run(sys.executable, "-m", "benchmarks.gpu_suite", "--json", tmp_path / "out" / "suite.json")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "out" / "suite.json").read_text())
+    rows = [row for section in result["rows"].values() for row in section]
+    assert set(result["rows"]) == {"attention", "training", "checkpoint"} and all(row["holds"] for row in rows)
+    assert result["command"].startswith("python -m benchmarks.gpu_suite") and result["environment"]["torch"]
+    assert result["skipped"] and all(reason in finished.stdout for reason in result["skipped"])
+
+
+def test_a_broken_kernel_fails_the_suite(monkeypatch):
+    import torch
+
+    from benchmarks import gpu_suite
+
+    exact = gpu_suite.attention
+    monkeypatch.setattr(gpu_suite, "attention", lambda q, k, v, window, mask: exact(q, k, v, window, mask) * 1.001)
+    rows = gpu_suite.attention_rows(torch.device("cpu"))
+    assert rows and not any(row["holds"] for row in rows)

@@ -1,0 +1,54 @@
+"""The plan counts what will really be there: parameters, tokens, steps, FLOPs; and says it as text and as JSON."""
+
+import json
+import sys
+
+import pytest
+
+from models import build_model
+from settings import ConfigError, read, validate
+from training.budget import plan
+from training.settings import RunConfig
+
+
+def planned(*overrides: str):
+    return plan(validate(RunConfig, read("config.yaml", overrides)))
+
+
+def test_plan_counts_the_model_that_is_built():
+    estimate = planned("model.vocab_size=777", "model.n_kv_heads=1", "model.window=null")
+    assert estimate.as_json()["parameters"] == sum(p.numel() for p in build_model(estimate.model).parameters())
+
+
+def test_tokens_and_steps_are_those_of_the_phases():
+    estimate = planned("phases.0.tokens=100000", "phases.0.batch_tokens=4096", "phases.1.tokens=2048")
+    first, second, third = estimate.phases
+    assert (first.steps, first.tokens) == (24, 24 * 4096)
+    assert (second.steps, second.tokens) == (1, 2048)
+    assert estimate.tokens == first.tokens + second.tokens + third.tokens
+    assert first.flops == first.tokens * estimate.model.flops_per_token(256)
+    assert third.flops / third.tokens > first.flops / first.tokens  # longer contexts cost more a token
+
+
+def test_memory_follows_micro_batch_and_checkpointing():
+    small, large = planned("phases.2.micro_batch=1"), planned("phases.2.micro_batch=1", "phases.2.batch_tokens=8192")
+    assert small.phases[2].memory_bytes == large.phases[2].memory_bytes  # accumulation costs no memory
+    kept, recomputed = planned("phases.0.micro_batch=8"), planned("model.gradient_checkpointing=true")
+    assert recomputed.memory["activations"] < 0.6 * kept.memory["activations"]
+    exact = kept.model.parameters()
+    assert kept.memory["weights"] == kept.memory["gradients"] == 4 * exact["total"]
+
+
+def test_dry_run_as_json_is_one_object(run):
+    finished = run(sys.executable, "multigpu_train.py", "--dry-run", "--json", "run.folder=nowhere")
+    found = json.loads(finished.stdout)
+    assert finished.returncode == 0
+    assert {"parameters", "tokens", "flops_per_token", "memory_bytes", "phases"} <= set(found)
+    assert [phase["name"] for phase in found["phases"]] == ["stories", "reasoning", "long-context"]
+
+
+def test_vocabulary_smaller_than_the_named_tokenizer_is_refused(real_data):
+    tokenizer = f"tokenizer.path={real_data / 'tokenizers' / 'gpt2_tokenizer.json'}"
+    assert planned(tokenizer).model.vocab_size == 50257
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: use at least the tokenizer's 50257 entries"):
+        planned(tokenizer, "model.vocab_size=50000")
