@@ -60,6 +60,9 @@ class DataSection(Section):
                 remedy = "a source's name becomes a folder's: use up to 64 letters, digits, - and _"
                 found.append(Problem(f"sources.{name}", name, remedy))
         folder = Path(self.shards)
-        if folder.exists() and not folder.is_dir():
-            found.append(Problem("shards", self.shards, "this is a file: name a folder, which is made when needed"))
+        blocking = next((place for place in (folder, *folder.parents) if place.exists()), None)
+        if blocking is not None and not blocking.is_dir():
+            what = "this" if blocking == folder else str(blocking)
+            remedy = f"{what} is a file: name a folder, which is made when needed"
+            found.append(Problem("shards", self.shards, remedy))
         return found

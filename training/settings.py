@@ -18,6 +18,8 @@ from settings import Problem, Section
 from tokenizer.settings import TokenizerSection
 from training.schedule import ScheduleSection
 
+RECALL_CONTEXT = 2048  # tokens that the recall probe's documents need
+
 _MODEL_FIELDS: dict[str, Any] = {field.name: (field.type, field.default) for field in dataclasses.fields(ModelConfig)}
 _MODEL_FIELDS["vocab_size"] = (int | None, None)  # null: the tokenizer's
 _MODEL_FIELDS["context"] = (int | None, None)  # null: the longest phase's
@@ -44,7 +46,7 @@ class RunSection(Section):
 
     name: str = pydantic.Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # its folder is <folder>/<name>
     folder: str = "runs"
-    seed: int = pydantic.Field(1234, ge=0)  # of weights and data order
+    seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
     init_from: str | None = None  # a run or checkpoint whose weights a new run starts from; a resumed run ignores it
     stop_after_steps: int | None = pydantic.Field(None, ge=1)  # save and stop there, to be resumed later
 
@@ -54,9 +56,14 @@ class RunSection(Section):
         return Path(self.folder) / self.name
 
     def problems(self) -> list[Problem]:
+        found = []
+        blocking = next((place for place in (self.path, *self.path.parents) if place.exists()), None)
+        if blocking is not None and not blocking.is_dir():
+            remedy = f"{blocking} is a file: name a folder, which is made when needed, or move the file"
+            found.append(Problem("folder", self.folder, remedy))
         if self.init_from is not None and not Path(self.init_from).is_dir():
-            return [Problem("init_from", self.init_from, "name the folder of an existing run or checkpoint")]
-        return []
+            found.append(Problem("init_from", self.init_from, "name the folder of an existing run or checkpoint"))
+        return found
 
 
 class ParallelSection(Section):
@@ -67,8 +74,8 @@ class ParallelSection(Section):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: autocast over fp32 weights; auto: bf16 on CUDA
     compile: bool = False  # torch.compile, on every rank
-    cpu_threads: int | None = pydantic.Field(None, ge=1)  # a process; null: all cores, shared by the processes
-    timeout_minutes: float = pydantic.Field(60.0, gt=0)  # how long ranks wait for each other, preparation included
+    cpu_threads: int | None = pydantic.Field(None, ge=1, le=1024)  # a process; null: all cores, shared by the processes
+    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=100_000)  # how long ranks wait for each other, preparation included
 
     def problems(self) -> list[Problem]:
         if isinstance(self.processes, int) and self.processes < 1:
@@ -152,8 +159,8 @@ class EvaluationSection(Section):
     final_tokens: int | None = pydantic.Field(None, ge=1)  # the same at a phase's end; null: the whole split
     patience: int | None = pydantic.Field(None, ge=1)  # end a phase after so many validations without gain
     min_gain: float = pydantic.Field(0.0, ge=0)  # nats that count as gain
-    word_problems: int = pydantic.Field(200, ge=1)  # held-out problems a probe asks
-    recall: int = pydantic.Field(50, ge=1)  # held-out long documents a probe asks about
+    word_problems: int = pydantic.Field(200, ge=1, le=400)  # held-out problems a probe asks
+    recall: int = pydantic.Field(50, ge=1, le=5000)  # held-out long documents a probe asks about
     bigram_floor: bool = True  # state the loss of a Kneser-Ney bigram model on the same text beside the run's
 
 
@@ -197,6 +204,9 @@ class RunConfig(Section):
                     known = ", ".join(sorted(self.data.sources))
                     remedy = f"name a source of data.sources (there are: {known})"
                     found.append(Problem(f"phases.{index}.data.{source}", source, remedy))
+            if "recall" in phase.probes and (self.model.context or self.longest_context) < RECALL_CONTEXT:
+                remedy = f"leave recall out, or let model.context be {RECALL_CONTEXT}: its documents are that long"
+                found.append(Problem(f"phases.{index}.probes", phase.probes, remedy))
             if self.model.context is not None and phase.context > self.model.context:
                 remedy = f"use at most model.context ({self.model.context})"
                 found.append(Problem(f"phases.{index}.context", phase.context, remedy))
