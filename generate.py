@@ -5,6 +5,7 @@ codes: 0 done, 1 the checkpoint cannot be used, 2 wrong arguments.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 def main() -> int:
     """Load the checkpoint, continue the prompts, print them."""
     arguments = _parse()
+    for number in (signal.SIGPIPE, signal.SIGINT):  # whoever closes the pipe, or presses Ctrl-C, has seen enough
+        signal.signal(number, signal.SIG_DFL)
     import torch
 
     from checkpoints import CheckpointError, load_model
     from models.decoding import generate
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        print(f"--device {device} cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     try:
         model, tokenizer, config = load_model(arguments.checkpoint, device)
     except CheckpointError as error:
@@ -106,6 +114,9 @@ def _parse() -> argparse.Namespace:
     problems = [f"--{name.replace('_', '-')} {value}: {remedy}" for name, value, remedy in found]
     if arguments.max_new_tokens < 1:
         problems.append(f"--max-new-tokens {arguments.max_new_tokens}: use 1 or more")
+    for prompt in arguments.prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # how Python passes on other bytes
+            problems.append(f"the prompt {prompt!r} is not UTF-8: write it in UTF-8")
     if problems:
         parser.error("; ".join(problems))
     return arguments

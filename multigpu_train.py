@@ -6,11 +6,14 @@ and saved (the same command goes on).
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
 
 from settings import ConfigError, read, validate
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def main() -> int:
@@ -28,7 +31,12 @@ def main() -> int:
     if arguments.dry_run:
         from training.budget import plan
 
-        estimate = plan(config)
+        try:
+            estimate = plan(config)
+        except ConfigError as error:
+            if is_main:
+                print(error, file=sys.stderr)
+            return 2
         if is_main:
             print(json.dumps(estimate.as_json()) if arguments.json else estimate.as_text())
         return 0
@@ -43,6 +51,16 @@ def main() -> int:
         if is_main:
             print(f"cannot start: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before training, which saves and stops by itself
+        if is_main:
+            print("stopped before training: the same command goes on from there", file=sys.stderr)
+        return 75
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(f"stopped: {error}. Make room or make it writable; the same command then goes on from the last "
+              "checkpoint", file=sys.stderr)  # fmt: skip
+        return 1
 
 
 def _parse() -> argparse.Namespace:

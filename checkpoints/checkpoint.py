@@ -12,11 +12,12 @@ Everything else, the data order and the learning rate included, follows from the
 """
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MODEL_CONFIG, RUN_CONFIG, TOKENIZER = "model.json", "config.yaml", "tokenizer"
 _NAME = re.compile(r"step-\d{8,}")
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
@@ -68,6 +70,7 @@ def save(
     a later step, which the run could not resume from, does not count and stays until the run comes to that step. Called
     by one rank.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = root / f"step-{state.step:08d}"
@@ -76,8 +79,11 @@ def save(
             return path
         folder.set_aside(path)
     with folder.write(path) as temporary:
-        save_file(model, temporary / MODEL)
-        save_file(optimizer, temporary / OPTIMIZER)
+        try:
+            save_file(model, temporary / MODEL)
+            save_file(optimizer, temporary / OPTIMIZER)
+        except SafetensorError as error:  # which it makes of a full disk
+            raise OSError(errno.EIO, str(error), str(path)) from error
         (temporary / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
         (temporary / MODEL_CONFIG).write_text(json.dumps(dataclasses.asdict(model_config), indent=1))
         (temporary / RUN_CONFIG).write_text(yaml.safe_dump(run_config, sort_keys=False))
@@ -90,7 +96,7 @@ def save(
 
 def newest(root: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     """The newest checkpoint under `root` that verifies, and the newer ones that were skipped, with the reasons."""
-    return folder.newest_verified(root)
+    return folder.newest_verified(root, _NAME.pattern)  # not the copies that people keep beside them
 
 
 def resolve(path: str | Path) -> Path:
@@ -115,12 +121,12 @@ def resolve(path: str | Path) -> Path:
 
 def read_state(path: Path) -> RunState:
     """The RunState of the checkpoint at `path`."""
-    return RunState(**json.loads((path / STATE).read_text()))
+    return _read_fields(path / STATE, RunState)
 
 
 def read_model_config(path: Path) -> ModelConfig:
     """The ModelConfig of the checkpoint at `path`."""
-    return ModelConfig(**json.loads((path / MODEL_CONFIG).read_text()))
+    return _read_fields(path / MODEL_CONFIG, ModelConfig)
 
 
 def read_weights(path: Path) -> dict[str, "Tensor"]:
@@ -140,18 +146,32 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tok
         CheckpointError: there is no checkpoint, or it does not verify.
     """
     from models import build_model
-    from tokenizer import Tokenizer
+    from tokenizer import Tokenizer, TokenizerError
 
     path = resolve(path)
-    config = read_model_config(path)
-    model = build_model(config)
-    model.load_state_dict(read_weights(path))
-    return model.to(device).eval(), Tokenizer.load(path / TOKENIZER), config
+    config, weights = read_model_config(path), read_weights(path)
+    try:
+        tokenizer = Tokenizer.load(path / TOKENIZER)
+        model = build_model(config)
+        model.load_state_dict(weights)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from error
+    except (RuntimeError, TypeError, ValueError) as error:  # an impossible shape, or names and shapes that do not fit
+        raise CheckpointError(f"{path}: {MODEL_CONFIG} and {MODEL} do not fit together: {error}") from error
+    return model.to(device).eval(), tokenizer, config
 
 
 def _folders(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first; what else people keep there is left alone."""
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+
+
+def _read_fields(path: Path, kind: type[T]) -> T:
+    """The dataclass of `kind` that is stored as JSON at `path`."""
+    try:
+        return kind(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:  # a key too many is a TypeError
+        raise CheckpointError(f"{path} is not what this version writes ({error})") from error
 
 
 def _load_tensors(path: Path) -> dict[str, "Tensor"]:

@@ -18,10 +18,11 @@ class Sampling:
     def problems(self) -> list[tuple[str, object, str]]:
         """(name, value, what would be right) for everything out of range."""
         rules = [
-            ("temperature", self.temperature >= 0, "use 0 (greedy) or more"),
+            ("temperature", self.temperature == 0 or self.temperature >= 1e-3, "use 0 (greedy), or 0.001 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "use 1 or more"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "use a number above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "use a number from 0 to 1"),
+            ("seed", -(2**63) <= self.seed < 2**63 - 2**20, "use a 64-bit integer"),
             ("repetition_penalty", self.repetition_penalty > 0, "use a number above 0 (1 is no penalty)"),
         ]
         return [(name, getattr(self, name), remedy) for name, right, remedy in rules if not right]

@@ -58,7 +58,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             problems.append(Problem("--config", str(path), "name a YAML file of sections (`section:` with keys below)"))
     except OSError as error:
         problems.append(Problem("--config", str(path), f"name a readable YAML file ({error.strerror})"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problems.append(Problem("--config", str(path), f"name a valid YAML file ({_one_line(error)})"))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -67,7 +67,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             continue
         try:
             value = _load(text)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             problems.append(Problem(key, text, f"give a value that is valid YAML ({_one_line(error)})"))
             continue
         try:

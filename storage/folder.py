@@ -92,12 +92,15 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
-def newest_verified(root: str | Path) -> tuple[Path | None, dict[Path, list[str]]]:
-    """The last folder of `root` by name that verifies, and the later ones that do not, with their problems."""
+def newest_verified(root: str | Path, name: str = r"[^.].*") -> tuple[Path | None, dict[Path, list[str]]]:
+    """The last folder of `root` by name that verifies, and the later ones that do not, with their problems.
+
+    Only folders whose names match the regular expression `name` are looked at.
+    """
     skipped: dict[Path, list[str]] = {}
     root = Path(root)
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-    for path in reversed([entry for entry in folders if not entry.name.startswith(".")]):
+    for path in reversed([entry for entry in folders if re.fullmatch(name, entry.name)]):
         problems = verify(path)
         if not problems:
             return path, skipped

@@ -31,9 +31,8 @@ def validation(
         about = TokenShards(sources[name], "valid").about
         if not about["tokens"]:
             continue
-        batches = validation_batches(
-            sources[name], phase.context, phase.micro_batch, limit, strategy.rank, strategy.world
-        )
+        rows = min(phase.micro_batch, phase.batch_rows)  # `micro_batch` may be any number above what is there
+        batches = validation_batches(sources[name], phase.context, rows, limit, strategy.rank, strategy.world)
         losses[name] = held_out_loss(
             objective,
             batches,

@@ -50,6 +50,9 @@ class Strategy:
                 f"independently. On CPU start them with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
                 f"--num_processes {launched} multigpu_train.py"
             )
+        if self.device.type != device:
+            raise LaunchError(f"parallel.device is {device}, but this process has only {self.device.type}: check the "
+                              "driver and which torch is installed, or set parallel.device=auto")  # fmt: skip
         if device == "cpu":
             local = int(os.environ.get("LOCAL_WORLD_SIZE", launched))
             torch.set_num_threads(section.cpu_threads or max(1, usable_cores() // local))

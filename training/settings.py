@@ -61,7 +61,8 @@ class RunSection(Section):
         if blocking is not None and not blocking.is_dir():
             remedy = f"{blocking} is a file: name a folder, which is made when needed, or move the file"
             found.append(Problem("folder", self.folder, remedy))
-        if self.init_from is not None and not Path(self.init_from).is_dir():
+        begun = (self.path / "checkpoints").is_dir()  # then `init_from` has done its work, and may be gone
+        if self.init_from is not None and not begun and not Path(self.init_from).is_dir():
             found.append(Problem("init_from", self.init_from, "name the folder of an existing run or checkpoint"))
         return found
 
@@ -74,8 +75,8 @@ class ParallelSection(Section):
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: autocast over fp32 weights; auto: bf16 on CUDA
     compile: bool = False  # torch.compile, on every rank
-    cpu_threads: int | None = pydantic.Field(None, ge=1, le=1024)  # a process; null: all cores, shared by the processes
-    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=100_000)  # how long ranks wait for each other, preparation included
+    cpu_threads: int | None = pydantic.Field(None, ge=1, le=1024)  # a process; null: all cores, shared
+    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=1e5)  # ranks wait so long for each other, preparing included
 
     def problems(self) -> list[Problem]:
         if isinstance(self.processes, int) and self.processes < 1:

@@ -31,7 +31,7 @@ def start(config: RunConfig) -> Outcome:
                 print(notice, file=sys.stderr)
             save_resolved_config(config)
         prepared = _prepare(config, strategy)
-        _check_vocabulary(config, prepared)
+        _check_against_tokenizer(config, prepared)
         trainer = Trainer(config, strategy, prepared)
         if strategy.is_main:
             for path, problems in trainer.skipped.items():
@@ -44,20 +44,35 @@ def start(config: RunConfig) -> Outcome:
 def _prepare(config: RunConfig, strategy: Strategy) -> Prepared:
     """Shards and tokenizer, made by the main process and found by the others."""
     section = config.tokenizer
-    if section.path is None and config.run.init_from is not None and newest(config.run.path / "checkpoints")[0] is None:
-        section = section.model_copy(update={"path": str(resolve(config.run.init_from) / checkpoint.TOKENIZER)})
+    if section.path is None and config.run.init_from is not None:  # the tokenizer of the weights, resumed or not
+        weights = newest(config.run.path / "checkpoints")[0] or resolve(config.run.init_from)
+        section = section.model_copy(update={"path": str(weights / checkpoint.TOKENIZER)})
+    failure = None
     if strategy.is_main:
-        prepared = prepare(config.data, section)
-        strategy.barrier()
-    else:
-        strategy.barrier()
+        try:
+            prepared = prepare(config.data, section)
+        except CANNOT_START as error:
+            failure = error
+    (failed,) = strategy.sum(float(failure is not None))  # where the others wait
+    if failed:
+        raise failure or LaunchError("the main process could not prepare the data")
+    if not strategy.is_main:
         prepared = prepare(config.data, section, log=lambda _text: None)
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
 
 
-def _check_vocabulary(config: RunConfig, prepared: Prepared) -> None:
-    vocab_size = config.model.vocab_size
-    if vocab_size is not None and vocab_size < prepared.tokenizer.vocab_size:
-        remedy = f"use at least the tokenizer's {prepared.tokenizer.vocab_size} entries, or null"
-        raise ConfigError([Problem("model.vocab_size", vocab_size, remedy)])
+def _check_against_tokenizer(config: RunConfig, prepared: Prepared) -> None:
+    problems = []
+    vocab_size, entries = config.model.vocab_size, prepared.tokenizer.vocab_size
+    if vocab_size is not None and vocab_size < entries:
+        remedy = f"use at least the tokenizer's {entries} entries, or null"
+        problems.append(Problem("model.vocab_size", vocab_size, remedy))
+    context = config.model.context or config.longest_context
+    for index, prompt in enumerate(config.watch.sample_prompts):
+        length = len(prepared.tokenizer.encode(prompt)) + 1  # the end of text goes before it
+        if length >= context:
+            remedy = f"shorten it: its {length} tokens leave no room in the model's context of {context}"
+            problems.append(Problem(f"watch.sample_prompts.{index}", f"{prompt[:40]}...", remedy))
+    if problems:
+        raise ConfigError(problems)

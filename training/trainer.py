@@ -231,7 +231,8 @@ class Trainer:
             self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
             source = checkpoints.resolve(self.config.run.init_from)
-            _check_same(source, {"model": (_shape(checkpoint.read_model_config(source)), _shape(self.model_config))})
+            there = dataclasses.replace(checkpoint.read_model_config(source), context=self.model_config.context)
+            _check_same(source, {"model": (_shape(there), _shape(self.model_config))})  # weights fit any context
             self.strategy.load_state(self.model, checkpoint.read_weights(source))
         return path
 

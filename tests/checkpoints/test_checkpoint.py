@@ -1,5 +1,6 @@
 """A checkpoint gives back bit by bit what was saved, and whatever cannot be trusted is refused by name."""
 
+import json
 import os
 import pickle
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import checkpoints
 from checkpoints import CheckpointError, RunState, checkpoint, load_model
@@ -280,3 +282,40 @@ def test_a_failed_save_leaves_the_others(save, tmp_path):
         save(3, keep=1, tokenizer=Full())
     assert names(tmp_path / "run" / "checkpoints") == [path.name for path in paths]
     assert checkpoints.newest(tmp_path / "run" / "checkpoints") == (paths[1], {})
+
+
+def test_copies_that_people_keep_are_not_taken_for_the_newest(save, tmp_path):
+    newest = save(2)
+    shutil.copytree(save(1), newest.with_name("step-00000001.old"))
+    shutil.copytree(save(1), newest.with_name("warm"))
+    assert checkpoints.newest(newest.parent) == (newest, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.json", "junk"), ("model.json", '{"depth": 2}'), ("model.json", '{"n_layers": "x"}'),
+     ("model.json", "null"), ("model.json", '{"d_model": 32}'), ("tokenizer/tokenizer.json", "{}")],
+)  # fmt: skip
+def test_what_another_version_wrote_is_named(save, name, content):
+    path = save(1)
+    (path / name).write_text(content)
+    manifest = {"files": {n: folder._describe(path / n) for n in folder._files(path) if n != folder.MANIFEST}}
+    (path / folder.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=name):
+        load_model(path)
+
+
+def test_a_state_of_another_version_is_named(save):
+    path = save(1)
+    (path / "state.json").write_text('{"seed": 1, "epoch": 3}')
+    with pytest.raises(CheckpointError, match=r"state\.json.*epoch"):
+        checkpoint.read_state(path)
+
+
+def test_a_full_disk_is_an_os_error(save, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(1)

@@ -279,7 +279,7 @@ def test_all_wrong_overrides_and_the_file_come_at_once(tmp_path):
      (b"a: 1\n\tb: 2", "valid YAML"), (b"\xff\xfe\x00", "valid YAML"), (b"a: \x00", "valid YAML"),
      (b"a: {b: 1}\nc: 2\na: {d: 1}", "'a' is given twice"), (b"a: {b: 1, b: 2}", "'b' is given twice"),
      (b"a: !!python/object/apply:os.system [ls]", "valid YAML"), (b"a: 1\n---\nb: 2", "valid YAML"),
-     (b"? [1]\n: 2", "valid YAML")],
+     (b"? [1]\n: 2", "valid YAML"), (b"a: " + b"[" * 3000, "valid YAML")],
 )  # fmt: skip
 def test_a_file_that_is_no_config(tmp_path, content, remedy):
     path = tmp_path / "c.yaml"

@@ -1,0 +1,48 @@
+"""generate.py: wrong arguments are named, with exit code 2, and a closed pipe is no error to talk about."""
+
+import subprocess
+import sys
+
+import pytest
+
+import checkpoints
+from checkpoints import checkpoint
+from models import ModelConfig, build_model
+from tests.conftest import ROOT
+from tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = Tokenizer.train(["the quick brown fox"], 1024)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=64, n_layers=1, d_model=16, n_heads=2, d_ff=16)
+    weights = {name: tensor.contiguous() for name, tensor in build_model(shape).state_dict().items()}
+    checkpoint.save(
+        folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
+        run_config={}, tokenizer=tokenizer, keep=1,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [(["--device", "banana", "a"], "--device banana"), (["--seed", str(2**70), "a"], "--seed"),
+     ([b"\xff"], "not UTF-8"), (["--temperature", "1e-40", "a"], "--temperature"),
+     (["--temperature", "nan", "a"], "--temperature"), (["--stop", "two words", "a"], "--stop"),
+     (["word " * 100], "context of 64")],
+)  # fmt: skip
+def test_wrong_arguments(run_folder, arguments, remedy):
+    command = [sys.executable, "generate.py", "--checkpoint", run_folder, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert remedy in done.stderr and "Traceback" not in done.stderr
+
+
+def test_whoever_closes_the_pipe_has_seen_enough(run_folder):
+    command = [sys.executable, "generate.py", "--checkpoint", run_folder, "--max-new-tokens", "60", "the"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.wait(60)

@@ -1,0 +1,70 @@
+"""What only the prepared data, the machine or the disk can show about a run ends it with a sentence, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from settings import ConfigError, read, validate
+from training.parallel import LaunchError
+from training.settings import RunConfig
+from training.start import start
+from training.trainer import Outcome
+
+SHORT = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
+
+
+def train(arguments: list[str]) -> Outcome:
+    return start(validate(RunConfig, read(arguments[1], arguments[2:])))
+
+
+def test_a_sample_prompt_that_fills_the_context_is_refused_before_training(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"watch\.sample_prompts\.1.*context of 64"):
+        train(tiny("x", SHORT, f"watch.sample_prompts=['', '{'word salad ' * 100}']"))
+    assert not (tmp_path / "runs" / "x" / "metrics.jsonl").exists()
+
+
+def test_a_device_that_is_not_there_is_not_replaced_by_another(tiny, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that cannot be hidden any more")
+    with pytest.raises(LaunchError, match=r"parallel\.device is cuda"):
+        train(tiny("x", SHORT, "parallel.device=cuda"))
+
+
+def test_a_micro_batch_far_above_the_batch_costs_nothing(tiny):
+    assert train(tiny("x", SHORT, "phases.0.micro_batch=1_000_000_000_000")) is Outcome.FINISHED
+
+
+def test_a_run_from_other_weights_keeps_their_tokenizer_and_is_resumed(tiny):
+    assert train(tiny("first", SHORT)) is Outcome.FINISHED
+    longer = SHORT.replace("context: 64", "context: 128")  # weights fit any context
+    there = tiny("first")[3].removeprefix("run.folder=") + "/first"
+    second = tiny("second", longer, f"run.init_from={there}", "data.sources.stories.documents=70")
+    assert train([*second, "run.stop_after_steps=1"]) is Outcome.STOPPED
+    assert train(second) is Outcome.FINISHED
+
+
+def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_path, run):
+    from tokenizer import Tokenizer
+
+    Tokenizer.train(["a b c"], 1024).save(tmp_path / "tokenizer")
+    overrides = [f"tokenizer.path={tmp_path / 'tokenizer'}", "model.vocab_size=100"]
+    done = run(sys.executable, "multigpu_train.py", *tiny("x", SHORT, *overrides), "--dry-run")
+    assert done.returncode == 2 and "model.vocab_size" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [("OSError(28, 'No space left')", 1), ("KeyboardInterrupt()", 75)])
+def test_trouble_with_the_disk_and_ctrl_c_before_training_are_one_line(tiny, error, code):
+    program = f"""
+import sys, training.start, multigpu_train
+def fail(_): raise {error}
+training.start.start = fail
+sys.exit(multigpu_train.main())
+"""
+    command = [sys.executable, "-c", program, *tiny("x", SHORT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert done.stderr.startswith("stopped") and len(done.stderr.splitlines()) == 1
