@@ -23,6 +23,7 @@ PHASES = [
 SOURCES = {name: {"from": f"embedded:{name}", "documents": 9} for name in ("stories", "problems", "recall")}
 # The default run with the numbers that these tests calculate with.
 FIXED = [
+    "run={name: never-trained}",  # a run that is there already is checked less
     "model={d_model: 128, n_heads: 4, n_kv_heads: 2}",
     f"data.sources={json.dumps(SOURCES)}",
     f"phases={json.dumps([{**phase, 'tokens': 100_000, 'batch_tokens': 8192} for phase in PHASES])}",
