@@ -136,4 +136,4 @@ def test_impossible_shapes_are_named_all_at_once(change, keys):
 
 def test_plans_do_not_wait_for_torch():
     code = "import sys, models, models.sampling; models.ModelConfig().parameters(); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
