@@ -46,7 +46,7 @@ class RunState:
     seed: int
     step: int = 0  # optimizer steps of the whole run
     tokens: int = 0  # trained tokens of the whole run
-    phase: int = 0  # index of the current phase
+    phases_done: list[str] = dataclasses.field(default_factory=list)  # names; the current phase is the one after them
     cursor: int = 0  # samples consumed of the current phase
     seconds: float = 0.0  # spent training, over all sessions
     best_val_loss: float | None = None  # of the current phase, for early stopping
@@ -127,6 +127,11 @@ def read_state(path: Path) -> RunState:
 def read_model_config(path: Path) -> ModelConfig:
     """The ModelConfig of the checkpoint at `path`."""
     return _read_fields(path / MODEL_CONFIG, ModelConfig)
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The resolved config of the run that wrote the checkpoint at `path`."""
+    return yaml.safe_load((path / RUN_CONFIG).read_text())
 
 
 def read_weights(path: Path) -> dict[str, "Tensor"]:

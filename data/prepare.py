@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
+
 import settings
 from data import clean, embedded, shards, sources
 from data.documents import Document, Documents, valid_count
@@ -76,8 +78,9 @@ def prepare(
     for name, source in data.sources.items():
         inputs[name]["tokenizer"] = chosen.fingerprint
         paths[name] = root / f"{name}-{_fingerprint(inputs[name])}"
-        if not _is_prepared(name, paths[name], log):
-            _write_source(paths[name], Documents(name, source, data), inputs[name], chosen, shard_tokens, log)
+        with _to_be_made(name, paths[name], log) as missing:
+            if missing:
+                _write_source(paths[name], Documents(name, source, data), inputs[name], chosen, shard_tokens, log)
     return Prepared(chosen, paths)
 
 
@@ -121,17 +124,30 @@ def _fingerprint(inputs: Any) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _is_prepared(name: str, path: Path, log: Log) -> bool:
-    """Whether a good folder is at `path`; a bad one is moved out of the way, loudly."""
-    if not path.exists():
-        return False
-    problems = folder.verify(path)
-    if not problems:
+@contextlib.contextmanager
+def _to_be_made(name: str, path: Path, log: Log) -> Iterator[bool]:
+    """Whether the folder at `path` has to be made; while the block runs, no other preparation makes any beside it.
+
+    A bad folder is moved out of the way, loudly. What is there and verifies needs no lock, nor a writable disk.
+    """
+    if path.exists() and not folder.verify(path):
         log(f"{name}: already prepared in {path}")
-        return True
-    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    log(f"WARNING: {problems[0]}{more}: moved to {folder.set_aside(path)}, {name} is prepared again")
-    return False
+        yield False
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.parent / ".lock")  # the system lets go of it when its holder dies
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log(f"{name}: waiting for another preparation in {path.parent}")
+        lock.acquire()
+    with contextlib.ExitStack() as held:
+        held.callback(lock.release)
+        problems = folder.verify(path) if path.exists() else []
+        if problems:
+            more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+            log(f"WARNING: {problems[0]}{more}: moved to {folder.set_aside(path)}, {name} is prepared again")
+        yield not path.exists()
 
 
 def _own_tokenizer(root: Path, data: DataSection, inputs: dict[str, Any], vocab_size: int, log: Log) -> Tokenizer:
@@ -143,14 +159,15 @@ def _own_tokenizer(root: Path, data: DataSection, inputs: dict[str, Any], vocab_
         "bytes": SAMPLE_BYTES,
     }
     path = root / f"tokenizer-{_fingerprint(wanted)}"
-    if not _is_prepared("tokenizer", path, log):
-        sample: list[str] = []
-        for name, source in sorted(data.sources.items(), key=lambda item: _fingerprint(inputs[item[0]])):
-            sample += _sample(Documents(name, source, data), SAMPLE_BYTES // len(data.sources))
-        megabytes = sum(len(text.encode()) for text in sample) / 1e6
-        log(f"tokenizer: training up to {vocab_size:,} entries on {megabytes:.1f} MB, {len(sample):,} documents")
-        with folder.write(path) as temporary:
-            Tokenizer.train(sample, vocab_size).save(temporary)
+    with _to_be_made("tokenizer", path, log) as missing:
+        if missing:
+            sample: list[str] = []
+            for name, source in sorted(data.sources.items(), key=lambda item: _fingerprint(inputs[item[0]])):
+                sample += _sample(Documents(name, source, data), SAMPLE_BYTES // len(data.sources))
+            megabytes = sum(len(text.encode()) for text in sample) / 1e6
+            log(f"tokenizer: training up to {vocab_size:,} entries on {megabytes:.1f} MB, {len(sample):,} documents")
+            with folder.write(path) as temporary:
+                Tokenizer.train(sample, vocab_size).save(temporary)
     return Tokenizer.load(path)
 
 

@@ -30,6 +30,8 @@ from training.schedule import multiplier
 from training.settings import PhaseSection, RunConfig
 from training.watch import Watch
 
+SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
+
 
 class Outcome(enum.Enum):
     """How a run came to its end; the value is the process's exit code."""
@@ -74,13 +76,17 @@ class Trainer:
         """Train all phases that are left."""
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._request_stop)
-        while self.state.phase < len(self.config.phases):
-            phase = self.config.phases[self.state.phase]
-            if not self._run_phase(phase):
+        while len(self.state.phases_done) < len(self.config.phases):
+            if not self._run_phase(self._phase):
                 self.watch.close(f"stopped at step {self.state.step}: the same command goes on from there")
                 return Outcome.STOPPED
         self.watch.close(f"finished: {self.state.step} steps, {self.state.tokens:,} tokens")
         return Outcome.FINISHED
+
+    @property
+    def _phase(self) -> PhaseSection:
+        """The current phase."""
+        return self.config.phases[len(self.state.phases_done)]
 
     def _run_phase(self, phase: PhaseSection) -> bool:
         """One phase from where it stands; False when asked to stop in the middle of it."""
@@ -141,7 +147,7 @@ class Trainer:
         self._examine(phase, when="end")
         self.watch.samples(self.model, self.prepared.tokenizer, self.state)
         self.watch.phase_ended(phase, self.state)
-        self.state.phase += 1
+        self.state.phases_done.append(phase.name)
         self.state.cursor = 0
         self.state.best_val_loss, self.state.validations_without_gain = None, 0
         self._save()
@@ -181,8 +187,7 @@ class Trainer:
 
     def _validate_now(self) -> bool:
         every = self.config.evaluation.every_steps
-        phase = self.config.phases[self.state.phase]
-        at_phase_end = self.state.cursor >= self._samples(phase)
+        at_phase_end = self.state.cursor >= self._samples(self._phase)
         return every is not None and self.state.step % every == 0 and not at_phase_end
 
     def _sample_now(self) -> bool:
@@ -240,14 +245,23 @@ class Trainer:
         from tokenizer import Tokenizer
 
         saved_tokenizer = Tokenizer.load(path / checkpoint.TOKENIZER)
-        _check_same(
-            path,
-            {
-                "model": (_shape(checkpoint.read_model_config(path)), _shape(self.model_config)),
-                "tokenizer fingerprint": (saved_tokenizer.fingerprint, self.prepared.tokenizer.fingerprint),
-                "run.seed": (checkpoint.read_state(path).seed, self.config.run.seed),
-            },
-        )
+        state = checkpoint.read_state(path)
+        pairs = {
+            "model": (_shape(checkpoint.read_model_config(path)), _shape(self.model_config)),
+            "tokenizer fingerprint": (saved_tokenizer.fingerprint, self.prepared.tokenizer.fingerprint),
+            "run.seed": (state.seed, self.config.run.seed),
+        }
+        saved_phases, done = checkpoint.read_run_config(path)["phases"], len(state.phases_done)
+        for index, name in enumerate(state.phases_done):
+            pairs[f"phases.{index}.name"] = (name, self._phase_setting(index, "name"))
+        for key in SAMPLE_ORDER if state.cursor else ():  # in the middle of a phase, `cursor` counts its samples
+            pairs[f"phases.{done}.{key}"] = (saved_phases[done][key], self._phase_setting(done, key))
+        _check_same(path, pairs)
+
+    def _phase_setting(self, index: int, key: str) -> Any:
+        """One setting of one phase as the config has it now, or None when it has no such phase."""
+        phases = self.config.phases
+        return as_plain(phases[index])[key] if index < len(phases) else None
 
     def _build_optimizer(self) -> MuonAdamW:
         settings = self.config.optimizer
@@ -270,7 +284,7 @@ class Trainer:
             phase.data,
             context=phase.context,
             seed=self.config.run.seed,
-            phase=self.state.phase,
+            phase=len(self.state.phases_done),
             batch_rows=phase.batch_rows,
             micro_rows=phase.micro_batch,
             rank=self.strategy.rank,
@@ -282,8 +296,8 @@ class Trainer:
 
     def _total_steps(self) -> int:
         """Steps of the whole run: those taken, plus what is left of this phase and the ones to come."""
-        left = [phase.steps for phase in self.config.phases[self.state.phase :]]
-        done = self.state.cursor // self.config.phases[self.state.phase].batch_rows if left else 0
+        left = [phase.steps for phase in self.config.phases[len(self.state.phases_done) :]]
+        done = self.state.cursor // self._phase.batch_rows if left else 0
         return self.state.step + sum(left) - done
 
     def _request_stop(self, number: int, _frame: Any) -> None:
@@ -298,9 +312,9 @@ def _shape(config: Any) -> dict[str, Any]:
 def _check_same(path: Path, pairs: dict[str, tuple[Any, Any]]) -> None:
     differences = []
     for name, (saved, wanted) in pairs.items():
-        if isinstance(saved, dict):
-            differences += [f"{name}.{key}: {saved[key]!r} there, {wanted[key]!r} in the config"
-                            for key in saved if saved[key] != wanted.get(key)]  # fmt: skip
+        if isinstance(saved, dict) and isinstance(wanted, dict):
+            differences += [f"{name}.{key}: {saved.get(key)!r} there, {wanted.get(key)!r} in the config"
+                            for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]  # fmt: skip
         elif saved != wanted:
             differences.append(f"{name}: {saved!r} there, {wanted!r} in the config")
     if differences:

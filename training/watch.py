@@ -226,7 +226,7 @@ class Watch:
 
     def _phase_name(self, state: RunState) -> str:
         """Of the phase that `state` is in; a finished run is in its last."""
-        return self.config.phases[min(state.phase, len(self.config.phases) - 1)].name
+        return self.config.phases[min(len(state.phases_done), len(self.config.phases) - 1)].name
 
     def _peak_flops(self) -> float | None:
         if self.strategy.device.type != "cuda":

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,6 +15,7 @@ from data import clean, embedded, prepare, sources
 from storage import folder
 from tokenizer import Tokenizer
 
+ROOT = Path(__file__).parents[2]
 NOUNS = ("dog", "cat", "ball", "tree", "river", "house", "song", "boat", "hill", "star", "frog", "cake")
 
 
@@ -75,6 +78,11 @@ def documents_in(result, name, split):
     assert counts["characters"] == sum(map(len, texts))
     assert counts["bytes"] == sum(len(text.encode()) for text in texts)
     return texts
+
+
+def left_in(root):
+    """What a failed preparation left behind, the lock file aside."""
+    return [path.name for path in root.iterdir() if path.name != ".lock"] if root.exists() else []
 
 
 def state_of(root):
@@ -207,7 +215,7 @@ def test_an_id_that_does_not_fit_stops_preparation_and_leaves_nothing(tmp_path, 
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts: [[65_536] for _ in texts])
     with pytest.raises(OverflowError):
         prepared(config_)
-    assert list((tmp_path / "shards").iterdir()) == []
+    assert left_in(tmp_path / "shards") == []
 
 
 def test_a_second_run_does_nothing(tmp_path):
@@ -223,6 +231,21 @@ def test_a_second_run_does_nothing(tmp_path):
     assert len(log) == 3 and all("already prepared" in line for line in log)
     assert second.sources == first.sources
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_preparations_of_one_folder_at_once_wait_for_each_other(tmp_path):
+    """Several processes are started together on the same sources: one makes the shards, the others find them."""
+    write_config(tmp_path, write_texts(tmp_path / "a.jsonl", stories(3000)))
+    command = [sys.executable, "-m", "data.prepare", "--config", str(tmp_path / "config.yaml"), "--json"]
+    started = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, outputs
+    assert len({stdout for stdout, _ in outputs}) == 1
+    made = [line for _, log in outputs for line in log.splitlines() if "preparing" in line or "training up to" in line]
+    assert len(made) == 2, made  # the tokenizer once, the source once
+    assert not [path for path in (tmp_path / "shards").iterdir() if "tmp" in path.name or "broken" in path.name]
 
 
 def test_the_same_config_gives_the_same_bytes_anywhere(tmp_path):
@@ -342,8 +365,7 @@ def test_a_source_without_documents_is_an_error_that_names_it(tmp_path, small_to
     tokenizer = None if own_tokenizer else small_tokenizer
     with pytest.raises(sources.SourceError, match=message):
         prepared(config(tmp_path, {"a": {"from": source}}, tokenizer, valid_fraction=0.5))
-    shards = tmp_path / "shards"
-    assert not shards.exists() or list(shards.iterdir()) == []
+    assert left_in(tmp_path / "shards") == []
 
 
 def test_a_validation_source_without_documents_is_an_error(tmp_path, small_tokenizer):
@@ -458,7 +480,7 @@ def test_the_command_exits_2_with_all_problems_and_1_for_a_source_that_fails(tmp
     path = write_config(tmp_path, write_jsonl(tmp_path / "a.jsonl", ["{"]))
     assert prepare.main(["--config", path]) == 1
     assert "not prepared: data.sources.a: there are no training documents" in capsys.readouterr().err
-    assert not (tmp_path / "shards").exists() or list((tmp_path / "shards").iterdir()) == []
+    assert left_in(tmp_path / "shards") == []
 
 
 def test_help_comes_without_heavy_imports(run):

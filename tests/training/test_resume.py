@@ -131,6 +131,30 @@ def test_another_model_or_seed_under_the_same_name_is_refused(tiny):
         train(tiny("whole", "model.d_ff=96", "run.seed=5"))
 
 
+@pytest.mark.parametrize(
+    ("stopped_after", "changes", "told"),
+    [
+        (8, ["phases.0.name=other"], r"phases\.0\.name: 'short' there, 'other' in the config"),
+        (3, ["phases.0.batch_tokens=512"], r"phases\.0\.batch_tokens: 1024 there, 512 in"),
+        (11, ["phases.1.data.stories=0.6", "phases.1.context=64"],
+         r"(?s)phases\.1\.context: 128 there, 64 in.*phases\.1\.data\.stories: 0\.3 there, 0\.6 in"),
+        (11, ["phases=[{name: short, context: 64, data: {stories: 1}, tokens: 8192, batch_tokens: 1024}]"],
+         r"phases\.1\.name: 'middle' there, None in"),
+    ],
+)  # fmt: skip
+def test_phases_that_would_change_what_was_trained_are_refused(tiny, stopped_after, changes, told):
+    train(tiny("whole", f"run.stop_after_steps={stopped_after}"))
+    with pytest.raises(RunMismatch, match=told):
+        train(tiny("whole", *changes))
+
+
+def test_phases_to_come_may_change(tiny):
+    """Between two phases, the next one is still free; what is done is not trained again."""
+    train(tiny("whole", "run.stop_after_steps=8"))
+    _, folder = train(tiny("whole", "phases.1.batch_tokens=2048", "phases.1.tokens=4096", "phases.2.tokens=1024"))
+    assert [step for step, _ in losses(folder)] == list(range(1, 8 + 2 + 1 + 1))
+
+
 def test_init_from_starts_from_the_weights_of_another_run(tiny):
     _, whole = train(tiny("whole", "phases.0.tokens=2048"))
     phases = "phases=[{name: more, context: 64, data: {stories: 1}, tokens: 1024, batch_tokens: 1024}]"
