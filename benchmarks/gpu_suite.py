@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import result
-from checkpoints import RunState, checkpoint
+from checkpoints import RunState, checkpoint, load_model
 from data.loader import Batch
 from models import ModelConfig, build_model
 from models.attention import Layout, attention, reference
@@ -191,7 +191,7 @@ def checkpoint_row(device: torch.device) -> Row:
             optimizer={name: tensor.cpu() for name, tensor in optimizer.tensors().items()},
             model_config=TINY, run_config={}, tokenizer=tokenizer, keep=1,
         )  # fmt: skip
-        loaded, _, _ = checkpoint.load_model(path, str(device))
+        loaded, _, _ = load_model(path, str(device))
         saved_optimizer = checkpoint.read_optimizer(path)
     with torch.no_grad():
         same_logits = torch.equal(loaded(ids), model(ids))

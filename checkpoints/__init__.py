@@ -4,6 +4,9 @@
     model, tokenizer, config = load_model("runs/x")
 """
 
-from checkpoints.checkpoint import CheckpointError, RunState, load_model, newest, resolve
+from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve
+from checkpoints.loading import load_model, locate, read_model, tokenizer_of
 
-__all__ = ["CheckpointError", "RunState", "load_model", "newest", "resolve"]
+__all__ = [
+    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "tokenizer_of",
+]  # fmt: skip

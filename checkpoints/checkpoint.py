@@ -25,7 +25,7 @@ from models.config import ModelConfig
 from storage import folder
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tokenizer import Tokenizer
 
@@ -142,28 +142,6 @@ def read_weights(path: Path) -> dict[str, "Tensor"]:
 def read_optimizer(path: Path) -> dict[str, "Tensor"]:
     """Optimizer state by canonical name."""
     return _load_tensors(path / OPTIMIZER)
-
-
-def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tokenizer", ModelConfig]:
-    """The model in evaluation mode, its tokenizer and its config, from a run or a checkpoint folder.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it does not verify.
-    """
-    from models import build_model
-    from tokenizer import Tokenizer, TokenizerError
-
-    path = resolve(path)
-    config, weights = read_model_config(path), read_weights(path)
-    try:
-        tokenizer = Tokenizer.load(path / TOKENIZER)
-        model = build_model(config)
-        model.load_state_dict(weights)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from error
-    except (RuntimeError, TypeError, ValueError) as error:  # an impossible shape, or names and shapes that do not fit
-        raise CheckpointError(f"{path}: {MODEL_CONFIG} and {MODEL} do not fit together: {error}") from error
-    return model.to(device).eval(), tokenizer, config
 
 
 def _folders(root: Path) -> list[Path]:

@@ -28,3 +28,8 @@ def key_of(text: str) -> bytes:
 def split_of(text: str, valid_fraction: float) -> Literal["train", "valid"]:
     """The side of a normalised text; a larger `valid_fraction` only adds to the documents held out by a smaller."""
     return "valid" if int.from_bytes(key_of(text)[:8], "big") < valid_fraction * 2**64 else "train"
+
+
+def part_of(text: str, parts: int) -> int:
+    """Which of `parts` equal parts, from 0, a normalised text belongs to; independent of its side."""
+    return int.from_bytes(key_of(text)[8:], "big") % parts

@@ -46,8 +46,11 @@ class Documents:
                 raise self._nothing(f"validation documents in {self._valid_source}")
         seen: set[bytes] = set()
         in_training = 0
+        part, parts = self.source.part_numbers
         for text, key in self._clean(self.source.from_, "train", self.source.documents):
-            if key in held_out:
+            if parts > 1 and clean.part_of(text, parts) != part:
+                self.dropped["other_part"] += 1
+            elif key in held_out:
                 self.dropped["in_validation"] += 1
             elif self._is_new(key, seen):
                 by_hash = self._valid_source is None

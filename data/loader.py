@@ -32,6 +32,7 @@ class Batch:
     labels: torch.Tensor  # [B, T] int64, IGNORE where nothing is learned
     document_ids: torch.Tensor  # [B, T] int64, one run of equal ids a document
     sample_ids: torch.Tensor  # [B] int64, position in the phase; -1: a row of nothing
+    dropout_seeds: torch.Tensor | None = None  # [B] int64, a function of (seed, phase, sample)
 
     @property
     def trained_tokens(self) -> int:
@@ -40,8 +41,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        moved = (getattr(self, field.name).to(device, non_blocking=True) for field in dataclasses.fields(self))
-        return Batch(*moved)
+        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 class TokenShards:
@@ -170,7 +171,11 @@ class PhaseLoader:
         end_of_text = next(iter(self.rows.values())).shards.end_of_text
         rows = [self.sample(k) if k >= 0 else empty_row(self.context, end_of_text) for k in mine]
         parts = range(0, len(mine), self.micro_rows)
-        return [_stack(rows[i : i + self.micro_rows], mine[i : i + self.micro_rows]) for i in parts]
+        batches = [_stack(rows[i : i + self.micro_rows], mine[i : i + self.micro_rows]) for i in parts]
+        return [dataclasses.replace(batch, dropout_seeds=self._dropout_seeds(batch)) for batch in batches]
+
+    def _dropout_seeds(self, batch: Batch) -> torch.Tensor:
+        return torch.tensor([mix(self.seed, self.phase, k) >> 1 for k in batch.sample_ids.tolist()])
 
 
 def validation_batches(

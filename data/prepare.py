@@ -98,6 +98,7 @@ def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, An
         "valid": valid,
         "field": source.field,
         "documents": source.documents,
+        "part": source.part,
         "min_characters": data.min_characters,
     }
 

@@ -19,11 +19,16 @@ class SourceSection(Section):
     valid_from: str | None = None  # validation documents of its own; without it they are drawn by document hash
     field: str = pydantic.Field("text", min_length=1)  # column of jsonl, parquet and hub rows
     documents: int | None = pydantic.Field(None, ge=1)  # read at most this many
+    # "2/3": only the documents whose hash falls into the second third, so that sources share a corpus without overlap
+    part: str | None = pydantic.Field(None, pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")
 
     def problems(self) -> list[Problem]:
         found = []
         if remedy := sources.fault(self.from_):
             found.append(Problem("from", self.from_, remedy))
+        which, of = self.part_numbers
+        if which >= of:
+            found.append(Problem("part", self.part, f"there are only {of} parts: use 1/{of} to {of}/{of}"))
         if self.is_embedded and self.documents is None:
             found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))
         if self.valid_from is not None:
@@ -36,6 +41,12 @@ class SourceSection(Section):
             if remedy:
                 found.append(Problem("valid_from", self.valid_from, remedy))
         return found
+
+    @property
+    def part_numbers(self) -> tuple[int, int]:
+        """(which, of how many), from 0."""
+        which, of = (int(number) for number in (self.part or "1/1").split("/"))
+        return which - 1, of
 
     @property
     def is_embedded(self) -> bool:

@@ -11,21 +11,29 @@ from typing import TYPE_CHECKING
 from models.config import ModelConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["ModelConfig", "build_model"]
 
 
-def build_model(config: ModelConfig, seed: int = 0) -> "nn.Module":
-    """The model that `config` describes, its weights drawn from `seed` alone.
+def build_model(config: ModelConfig, seed: int = 0, device: "torch.device | str" = "cpu") -> "nn.Module":
+    """The model that `config` describes, its weights drawn from `seed` alone, whatever the device.
+
+    On the "meta" device it has shapes and no memory: shard it, then `to_empty(device=...)` and `initialise(seed)`.
 
     Raises:
         ValueError: the config is impossible; the message lists every reason.
     """
     if problems := config.problems():
         raise ValueError("; ".join(f"{key}: {remedy} (it is {value!r})" for key, value, remedy in problems))
-    from models.transformer import Transformer  # torch is imported only when a model is built
+    import torch  # only when a model is built
 
-    model = Transformer(config)
-    model.initialise(seed)
+    from models.transformer import Transformer
+
+    with torch.device("meta"):
+        model = Transformer(config)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        model.initialise(seed)
     return model

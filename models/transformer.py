@@ -1,8 +1,9 @@
 """Flow: a decoder transformer with grouped-query attention, sliding windows, RoPE, SwiGLU and RMSNorm.
 
 Each block is x + attention(norm(x)), then x + feed_forward(norm(x)); the output head shares the embedding's weights.
-Most layers see a window, every N-th sees everything. Names: B batch, T tokens, H query heads, K key/value heads,
-D head width, V vocabulary.
+Most layers see a window, every N-th sees everything. By config it is also the older models: LayerNorm, GELU, learned
+positions, biases, dropout, an untied head (GPT-2), normalised queries and keys (Qwen3). Names: B batch, T tokens,
+H query heads, K key/value heads, D head width, V vocabulary.
 """
 
 import torch
@@ -10,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models import initial
 from models.attention import Layout, attend_to_cache, attention
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
+from models.dropout import Dropout
+
+Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
 
 
 class RMSNorm(nn.Module):
@@ -27,15 +32,44 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight + bias (Ba et al. 2016), computed in fp32 and returned in x's dtype."""
+
+    def __init__(self, width: int, eps: float, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps).to(x.dtype)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The norm of the residual stream that `config` asks for."""
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return LayerNorm(config.d_model, config.norm_eps, config.bias)
+
+
 class RotaryTable(nn.Module):
     """cos and sin of every position's rotation (RoFormer, Su et al. 2021), in fp32; pairs are (i, i + D/2)."""
 
     def __init__(self, context: int, d_head: int, base: float):
         super().__init__()
-        frequencies = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+        self.base = base
+        self.register_buffer("cos", torch.empty(context, d_head // 2), persistent=False)
+        self.register_buffer("sin", torch.empty(context, d_head // 2), persistent=False)
+        self.compute()
+
+    def compute(self) -> None:
+        """Fill the tables; again after a model that was built on the meta device has been given memory."""
+        context, half = self.cos.shape
+        frequencies = self.base ** (-torch.arange(half, dtype=torch.float64) / half)
         angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.cos.copy_(angles.cos())
+        self.sin.copy_(angles.sin())
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [B or 1, 1, T, D/2] at `positions` [B or 1, T]."""
@@ -49,36 +83,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023) with a window, or none, and rotary positions."""
+    """Grouped-query self-attention (Ainslie et al. 2023) with a window, or none."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.window = config.layer_window(layer)
-        self.query = nn.Linear(config.d_model, self.n_heads * self.d_head, bias=False)
-        self.key = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=False)
-        self.value = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=False)
-        self.output = nn.Linear(self.n_heads * self.d_head, config.d_model, bias=False)
+        self.query = nn.Linear(config.d_model, self.n_heads * self.d_head, bias=config.bias)
+        self.key = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
+        self.value = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
+        self.output = nn.Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
+        self.query_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
 
-    def _project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query [B, H, T, D], key and value [B, K, T, D] of `x` [B, T, d_model]."""
         query = self.query(x).unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2)
         key = self.key(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
         value = self.value(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
-        return rotate(query, *rotation), rotate(key, *rotation), value
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        return query, key, value
 
-    def copy_values(self, strength: float) -> None:
-        """Make the output matrix `strength` times the value matrix transposed, head by head."""
-        value = self.value.weight.unflatten(0, (self.n_kv_heads, self.d_head))  # [K, D, d_model]
-        value = value.repeat_interleave(self.n_heads // self.n_kv_heads, dim=0)  # [H, D, d_model]
-        self.output.weight.copy_(value.flatten(0, 1).T * strength)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
         query, key, value = self._project(x, rotation)
         out = attention(query, key, value, self.window, mask)
         return self.output(out.transpose(1, 2).flatten(2))
 
-    def step(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: LayerCache, state: State) -> Tensor:
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, state: State) -> Tensor:
         query, key, value = self._project(x, rotation)
         keys, values, visible = cache.extend(key, value, state)
         out = attend_to_cache(query, keys, values, visible)
@@ -90,12 +124,24 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))) with the tanh form of GPT-2 (Hendrycks & Gimpel 2016)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -103,16 +149,19 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.layer = layer
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = SwiGLU(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, mask)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, dropout: Dropout | None = None) -> Tensor:
+        update = self.attention(self.attention_norm(x), rotation, mask)
+        x = x + (dropout(update, 2 * self.layer + 1) if dropout else update)
+        update = self.feed_forward(self.feed_forward_norm(x))
+        return x + (dropout(update, 2 * self.layer + 2) if dropout else update)
 
-    def step(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: LayerCache, state: State) -> Tensor:
+    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, state: State) -> Tensor:
         x = x + self.attention.step(self.attention_norm(x), rotation, cache, state)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
@@ -124,46 +173,69 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.context, config.d_model)
+        else:
+            self.rotary_local = RotaryTable(config.context, config.d_head, config.rope_base)
+            self.rotary_global = RotaryTable(config.context, config.d_head, config.rope_base_global)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.rotary_local = RotaryTable(config.context, config.d_head, config.rope_base)
-        self.rotary_global = RotaryTable(config.context, config.d_head, config.rope_base_global)
+        self.final_norm = make_norm(config)
+        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw all weights from `seed`: std 1/sqrt(fan-in), smaller where a sub-layer writes to the residual stream
-        (GPT-2's depth scaling), and an embedding small enough that first logits are nearly even.
+        """Give every weight its first value, whole parameters and shards alike, and fill the rotary tables.
 
+        Weights are a function of (seed, name) alone: std 1/sqrt(fan-in), smaller where a sub-layer writes to the
+        residual stream (GPT-2's depth scaling), embeddings and head small enough that first logits are nearly even.
         With `copy_init`, attention's output matrix starts as its value matrix transposed, so that what a head looks at
         is added to the residual stream as it is (mimetic initialisation, Trockman & Kolter 2023). Small models then
         learn to copy from their context in a few hundred steps instead of a few thousand.
         """
-        generator = torch.Generator().manual_seed(seed)
-        depth_scale = (2 * self.config.n_layers) ** -0.5
         for name, parameter in self.named_parameters():
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-                continue
-            std = 0.4 * self.config.d_model**-0.5 if name == "embedding.weight" else parameter.shape[1] ** -0.5
-            if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
-                std *= depth_scale
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-        if self.config.copy_init:
-            for block in self.blocks:
-                block.attention.copy_values(self.config.copy_init * depth_scale)
+            initial.fill(parameter, lambda rows, name=name: self._first_weights(seed, name, rows))
+        self.compute_tables(self.embedding.weight.device)
+
+    def compute_tables(self, device: torch.device | str) -> None:
+        """Make the rotary tables, which are no weights and in no checkpoint, on `device`."""
+        for module in self.modules():
+            if isinstance(module, RotaryTable):
+                module.to_empty(device=device)
+                module.compute()
+
+    def _first_weights(self, seed: int, name: str, rows: slice) -> Tensor:
+        """Rows `rows` of the parameter `name` at the start."""
+        shape, config = self.get_parameter(name).shape, self.config
+        if len(shape) == 1:
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)[rows]
+        depth_scale = (2 * config.n_layers) ** -0.5
+        if name.endswith("attention.output.weight") and config.copy_init:
+            name = name.replace("output", "value")
+            value = self._first_weights(seed, name, slice(None)).unflatten(0, (config.n_kv_heads, config.d_head))
+            value = value.repeat_interleave(config.n_heads // config.n_kv_heads, dim=0)  # [H, D, d_model]
+            return value.flatten(0, 1).T[rows] * (config.copy_init * depth_scale)
+        if name in ("embedding.weight", "position_embedding.weight", "head.weight"):
+            std = 0.3 * config.d_model**-0.5
+        else:
+            std = shape[1] ** -0.5
+        if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
+            std *= depth_scale
+        return initial.normal(seed, name, shape, rows) * std
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, d_model]: logits are hidden_states @ head_weight.T; tied to the embedding."""
-        return self.embedding.weight
+        """[V, d_model]: logits are hidden_states @ head_weight.T."""
+        return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of each next token. A document in `document_ids` [B, T] is a run of equal ids; tokens of
         different documents do not see each other, and positions restart with each."""
         return F.linear(self.hidden_states(input_ids, document_ids), self.head_weight)
 
-    def hidden_states(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """[B, T, d_model] after the final norm.
+    def hidden_states(
+        self, input_ids: Tensor, document_ids: Tensor | None = None, dropout_seeds: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, d_model] after the final norm. In training mode `dropout_seeds` [B] int64 decide what is dropped of
+        each row; without them nothing is.
 
         Raises:
             ValueError: T is more than the model's context.
@@ -174,15 +246,24 @@ class Transformer(nn.Module):
         layout = Layout.of(document_ids, length, input_ids.device)
         rotations = self._rotations(layout.positions)
         masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}
-        x = self.embedding(input_ids) * self.config.embedding_scale
+        dropout = None
+        if self.training and self.config.dropout and dropout_seeds is not None:
+            dropout = Dropout(dropout_seeds, self.config.dropout)
+        x = self._embed(input_ids, layout.positions)
+        x = dropout(x, 0) if dropout else x
         for block in self.blocks:
             window = block.attention.window
-            arguments = (x, rotations[window is None], masks[window])
+            arguments = (x, rotations[window is None], masks[window], dropout)
             if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(*arguments)
         return self.final_norm(x)
+
+    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """[B, T, d_model] that enters the first block."""
+        x = self.embedding(input_ids) * self.config.embedding_scale
+        return x + self.position_embedding(positions) if self.config.positions == "learned" else x
 
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
@@ -203,13 +284,16 @@ class Transformer(nn.Module):
             ValueError: the tokens would pass the end of the model's context.
         """
         state.reserve(input_ids.shape[1])
-        rotations = self._rotations(state.positions(input_ids.shape[1], input_ids.device))
-        x = self.embedding(input_ids) * self.config.embedding_scale
+        positions = state.positions(input_ids.shape[1], input_ids.device)
+        rotations = self._rotations(positions)
+        x = self._embed(input_ids, positions)
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block.step(x, rotations[block.attention.window is None], cache, state)
         state.advance(input_ids.shape[1])
         return F.linear(self.final_norm(x), self.head_weight)
 
-    def _rotations(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
         """(cos, sin) of windowed layers, then of global ones."""
+        if self.config.positions == "learned":
+            return None, None
         return self.rotary_local(positions), self.rotary_global(positions)

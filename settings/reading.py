@@ -43,7 +43,8 @@ _Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"(?:true|True|TRUE|fals
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config file as nested dicts, with `section.key=value` overrides laid over it (values are YAML).
 
-    A numeric part of a key names an entry of a list: `phases.0.tokens=1000`.
+    A numeric part of a key names an entry of a list, `*` every entry that is there: `phases.0.tokens=1000`,
+    `data.sources.*.from=jsonl:mine.jsonl`.
 
     Raises:
         ConfigError: the file is missing, is not YAML or not a mapping, or an override has no `=` or no such place.
@@ -83,22 +84,28 @@ def _load(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506, a safe loader
 
 
-def _lay_over(raw: dict[str, Any], parts: list[str], value: Any) -> None:
-    place: Any = raw
-    for number, part in enumerate(parts):
-        is_last = number == len(parts) - 1
-        if isinstance(place, list):
-            if not part.lstrip("-").isdigit():
-                raise TypeError(f"{'.'.join(parts[:number])} is a list: name its entries 0 to {len(place) - 1}")
-            part = int(part)
-        elif not isinstance(place, dict):
-            raise TypeError(f"{'.'.join(parts[:number])} holds a single value, not keys")
-        elif not is_last and place.get(part) is None:
-            place[part] = {}
-        if is_last:
-            place[part] = value
-        else:
-            place = place[part]
+def _lay_over(place: Any, parts: list[str], value: Any, above: str = "") -> None:
+    """Put `value` where `parts` lead from `place`, which is called `above` in messages."""
+    part, *rest = parts
+    if part == "*":
+        entries = range(len(place)) if isinstance(place, list) else list(place) if isinstance(place, dict) else ()
+        if not entries:
+            raise TypeError(f"{above or 'the config'} has no entries for * to name")
+        for entry in entries:
+            _lay_over(place, [str(entry), *rest], value, above)
+        return
+    if isinstance(place, list):
+        if not part.lstrip("-").isdigit():
+            raise TypeError(f"{above} is a list: name its entries 0 to {len(place) - 1}, or * for all of them")
+        part = int(part)
+    elif not isinstance(place, dict):
+        raise TypeError(f"{above} holds a single value, not keys")
+    if not rest:
+        place[part] = value
+        return
+    if isinstance(place, dict) and place.get(part) is None:
+        place[part] = {}
+    _lay_over(place[part], rest, value, f"{above}.{part}" if above else str(part))
 
 
 def _one_line(error: Exception) -> str:

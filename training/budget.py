@@ -72,10 +72,10 @@ class Plan:
             f"disk        {sum(self.disk.values()) / GIB:.2f} GiB (estimate: "
             + ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.disk.items()) + ")",
             "",
-            f"{'phase':<16}{'context':>8}{'steps':>9}{'tokens':>16}{'FLOP/token':>13}{'memory GiB':>12}",
+            f"{'phase':<16}{'context':>8}{'steps':>9}{'tokens':>16}{'FLOP/token':>16}{'memory GiB':>12}",
         ]  # fmt: skip
         for p in self.phases:
-            row = f"{p.name:<16}{p.context:>8}{p.steps:>9}{p.tokens:>16,}{p.flops // p.tokens:>13,}"
+            row = f"{p.name:<16}{p.context:>8}{p.steps:>9}{p.tokens:>16,}{p.flops // p.tokens:>16,}"
             lines.append(f"{row}{p.memory_bytes / GIB:>12.2f}")
         return "\n".join(lines)
 
@@ -109,9 +109,9 @@ def memory_bytes(model: ModelConfig, config: RunConfig, phase: PhaseSection) -> 
     """Bytes of one process while it trains `phase`, by part: fp32 weights, gradients and optimizer state (one momentum
     for Muon's matrices, two moments for the rest), activations kept for the backward pass, one chunk of logits."""
     counts = model.parameters()
-    norms = (2 * model.n_layers + 1) * model.d_model
     rows = min(phase.micro_batch, phase.batch_rows)
     positions = rows * phase.context
+    by_muon = counts["hidden"] - model.vectors if config.optimizer.muon_lr is not None else 0
     width = 2 if config.parallel.precision == "bf16" else 4
     per_position = activation_bytes(model, width)
     residuals = model.n_layers * model.d_model * 4
@@ -119,7 +119,7 @@ def memory_bytes(model: ModelConfig, config: RunConfig, phase: PhaseSection) -> 
     return {
         "weights": 4 * counts["total"],
         "gradients": 4 * counts["total"],
-        "optimizer": 4 * (counts["hidden"] - norms) + 8 * (counts["embedding"] + norms),
+        "optimizer": 4 * by_muon + 8 * (counts["total"] - by_muon),
         "activations": positions * kept,
         "logits": 3 * 4 * min(positions, 1024) * model.vocab_size + 4 * counts["embedding"],
     }

@@ -19,6 +19,6 @@ class NextToken(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(sum of losses in nats, fp32; number of trained tokens; further metrics as sums)."""
-        hidden = self.model.hidden_states(batch.input_ids, batch.document_ids)
+        hidden = self.model.hidden_states(batch.input_ids, batch.document_ids, batch.dropout_seeds)
         loss = linear_cross_entropy(hidden.flatten(0, 1), self.model.head_weight, batch.labels.flatten())
         return loss, (batch.labels != IGNORE).sum(), {}

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values towards 1
+MOST_STACKED = 2**26  # elements orthogonalised in one batch: a big model's matrices together would fill the memory
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -34,7 +36,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         named_parameters: (name, parameter) pairs of the unwrapped model.
-        muon_lr, adamw_lr: peak learning rates; `set_learning_rate` scales both by the schedule's multiplier.
+        muon_lr, adamw_lr: peak learning rates; `set_learning_rate` scales both by the schedule's multiplier. Without
+            a `muon_lr`, hidden matrices take AdamW as well.
         weight_decay: decoupled, on matrices only (norms and biases have none).
         newton_schulz_dtype: float32 for reproducibility across machines, bfloat16 for speed on GPUs.
     """
@@ -43,7 +46,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
-        muon_lr: float = 0.02,
+        muon_lr: float | None = 0.02,
         adamw_lr: float = 3e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -55,7 +58,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self.names: dict[nn.Parameter, str] = {}
         for name, parameter in named_parameters:
             self.names[parameter] = name
-            if parameter.ndim == 2 and "embedding" not in name and "head" not in name.split("."):
+            hidden_matrix = parameter.ndim == 2 and "embedding" not in name and "head" not in name.split(".")
+            if hidden_matrix and muon_lr is not None:
                 muon.append(parameter)
             else:
                 (matrices if parameter.ndim >= 2 else vectors).append(parameter)
@@ -91,32 +95,43 @@ class MuonAdamW(torch.optim.Optimizer):
         for parameter in parameters:
             by_shape[parameter.shape].append(parameter)
         for (rows, columns), same_shape in by_shape.items():
-            gradients = [parameter.grad for parameter in same_shape]
-            buffers = [self._buffer(parameter, "momentum_buffer") for parameter in same_shape]
-            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-            nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-            updates = newton_schulz(torch.stack(nesterov), dtype=self.newton_schulz_dtype)
-            # a tall matrix needs a larger update for the same change of its output (Jordan et al. 2024)
-            scale = max(1.0, rows / columns) ** 0.5
-            torch._foreach_mul_(same_shape, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(same_shape, list(updates.unbind()), alpha=-group["lr"] * scale)
+            at_once = max(1, MOST_STACKED // (rows * columns))
+            for start in range(0, len(same_shape), at_once):
+                self._muon_batch(group, same_shape[start : start + at_once])
+
+    def _muon_batch(self, group: dict, parameters: list[nn.Parameter]) -> None:
+        """Matrices of one shape."""
+        rows, columns = parameters[0].shape
+        gradients = [parameter.grad for parameter in parameters]
+        buffers = [self._buffer(parameter, "momentum_buffer") for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        updates = newton_schulz(torch.stack(nesterov), dtype=self.newton_schulz_dtype)
+        # a tall matrix needs a larger update for the same change of its output (Jordan et al. 2024)
+        scale = max(1.0, rows / columns) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict, parameters: list[nn.Parameter]) -> None:
         if not parameters:
             return
-        beta1, beta2 = group["betas"]
-        gradients = [parameter.grad for parameter in parameters]
-        means = [self._buffer(parameter, "exp_avg") for parameter in parameters]
-        squares = [self._buffer(parameter, "exp_avg_sq") for parameter in parameters]
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        denominators = torch._foreach_div(squares, 1 - beta2**self.steps_taken)
-        torch._foreach_sqrt_(denominators)
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        step_size = -group["lr"] / (1 - beta1**self.steps_taken)
-        torch._foreach_addcdiv_(parameters, means, denominators, step_size)
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [self._buffer(parameter, "exp_avg") for parameter in parameters],
+            [self._buffer(parameter, "exp_avg_sq") for parameter in parameters],
+            [],
+            # torch counts a parameter's steps; ours are counted once, for the whole model
+            [torch.tensor(float(self.steps_taken - 1), device=parameter.device) for parameter in parameters],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
     def _buffer(self, parameter: nn.Parameter, name: str) -> Tensor:
         state = self.state[parameter]

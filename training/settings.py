@@ -89,7 +89,7 @@ class ParallelSection(Section):
 class OptimizerSection(Section):
     """Muon for hidden matrices, AdamW for embeddings and norms."""
 
-    muon_lr: float = pydantic.Field(0.02, gt=0)  # peak; each phase's schedule scales it
+    muon_lr: float | None = pydantic.Field(0.02, gt=0)  # peak; each phase's schedule scales it; null: AdamW throughout
     adamw_lr: float = pydantic.Field(3e-3, gt=0)  # peak
     momentum: float = pydantic.Field(0.95, ge=0, lt=1)  # of Muon
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW

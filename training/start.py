@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from checkpoints import CheckpointError, checkpoint, newest, resolve
+from checkpoints import CheckpointError, locate, newest, tokenizer_of
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
 from settings import ConfigError, Problem
@@ -45,8 +45,8 @@ def _prepare(config: RunConfig, strategy: Strategy) -> Prepared:
     """Shards and tokenizer, made by the main process and found by the others."""
     section = config.tokenizer
     if section.path is None and config.run.init_from is not None:  # the tokenizer of the weights, resumed or not
-        weights = newest(config.run.path / "checkpoints")[0] or resolve(config.run.init_from)
-        section = section.model_copy(update={"path": str(weights / checkpoint.TOKENIZER)})
+        weights = newest(config.run.path / "checkpoints")[0] or locate(config.run.init_from)
+        section = section.model_copy(update={"path": str(tokenizer_of(weights))})
     failure = None
     if strategy.is_main:
         try:

@@ -235,10 +235,10 @@ class Trainer:
             self.strategy.load_state(self.model, checkpoint.read_weights(path))
             self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
-            source = checkpoints.resolve(self.config.run.init_from)
-            there = dataclasses.replace(checkpoint.read_model_config(source), context=self.model_config.context)
-            _check_same(source, {"model": (_shape(there), _shape(self.model_config))})  # weights fit any context
-            self.strategy.load_state(self.model, checkpoint.read_weights(source))
+            source = checkpoints.locate(self.config.run.init_from)
+            there, weights = checkpoints.read_model(source)
+            _check_same(source, {"model": (there.identity(), self.model_config.identity())})
+            self.strategy.load_state(self.model, weights)
         return path
 
     def _check_same_run(self, path: Path) -> None:
@@ -247,7 +247,7 @@ class Trainer:
         saved_tokenizer = Tokenizer.load(path / checkpoint.TOKENIZER)
         state = checkpoint.read_state(path)
         pairs = {
-            "model": (_shape(checkpoint.read_model_config(path)), _shape(self.model_config)),
+            "model": (checkpoint.read_model_config(path).identity(), self.model_config.identity()),
             "tokenizer fingerprint": (saved_tokenizer.fingerprint, self.prepared.tokenizer.fingerprint),
             "run.seed": (state.seed, self.config.run.seed),
         }
@@ -302,11 +302,6 @@ class Trainer:
 
     def _request_stop(self, number: int, _frame: Any) -> None:
         self._stop_requested = True
-
-
-def _shape(config: Any) -> dict[str, Any]:
-    """What must be equal for weights to fit and mean the same; recomputation does not matter."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key != "gradient_checkpointing"}
 
 
 def _check_same(path: Path, pairs: dict[str, tuple[Any, Any]]) -> None:

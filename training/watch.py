@@ -111,11 +111,12 @@ class Watch:
             return
         rate = self.clock.tokens_per_second()
         flops = self.model_config.flops_per_token(phase.context)
+        optimizer = self.config.optimizer
         record = {
             "kind": "train",
             **self._place(state),
             "loss": loss,
-            "lr": result.learning_rate * self.config.optimizer.muon_lr,
+            "lr": result.learning_rate * (optimizer.muon_lr or optimizer.adamw_lr),
             "grad_norm": float(result.grad_norm),
             "tokens_per_second": rate,
             "mfu": hardware.flops_utilization(rate, flops, self.peak_flops, self.strategy.world),

@@ -156,6 +156,20 @@ def test_at_most_so_many_documents_are_read(tmp_path, small_tokenizer):
     assert documents_in(prepared(config_)[0], "a", "train") == stories(20)
 
 
+def test_parts_of_a_corpus_are_disjoint_and_together_the_whole(tmp_path, small_tokenizer):
+    source = write_texts(tmp_path / "a.jsonl", stories(300))
+    parts = {f"p{n}": {"from": source, "part": f"{n}/3"} for n in (1, 2, 3)}
+    result, _ = prepared(config(tmp_path, {**parts, "whole": {"from": source}}, small_tokenizer, valid_fraction=0.1))
+    for split in ("train", "valid"):
+        texts = {name: documents_in(result, name, split) for name in result.sources}
+        together = texts["p1"] + texts["p2"] + texts["p3"]
+        assert sorted(together) == sorted(texts["whole"]) and len(set(together)) == len(together)
+    sizes = [len(documents_in(result, name, "train")) for name in parts]
+    assert min(sizes) > 60
+    dropped = result.describe("p1")["dropped"]["other_part"]
+    assert dropped == 300 - sum(len(documents_in(result, "p1", split)) for split in ("train", "valid"))
+
+
 def test_a_hub_folder_is_prepared_with_its_own_validation_split(tmp_path, small_tokenizer):
     (tmp_path / "set").mkdir()
     write_texts(tmp_path / "set" / "train.jsonl", stories(30))

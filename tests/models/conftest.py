@@ -1,23 +1,34 @@
 """What the model tests share: recipes at their real depth, pattern, heads and context but a small width, models whose
 every key counts, and a recorder of tensors."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models import ModelConfig, build_model
+from settings import read, validate
+from training.settings import RunConfig
 
-RECIPES = {
-    "flow-1b": ModelConfig(
-        vocab_size=101, context=2048, n_layers=18, d_model=32, n_heads=16, n_kv_heads=8, head_dim=4, d_ff=64,
-        window=128, global_every=6,
-    ),
-    "helium-13m": ModelConfig(
-        vocab_size=101, context=256, n_layers=8, d_model=32, n_heads=8, n_kv_heads=2, d_ff=80, window=64,
-        global_every=None,
-    ),
-}  # fmt: skip
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PUBLISHED = ("helium-13m", "helium-nano-45m", "slm-tinystories", "smollm-135m", "smolm135", "flow-1b", "flow-qwen")
+
+
+def published(name: str) -> ModelConfig:
+    """The model of configs/NAME.yaml."""
+    config = validate(RunConfig, read(CONFIGS / f"{name}.yaml"))
+    return config.model.config(config.model.vocab_size, config.longest_context)
+
+
+def shrunk(config: ModelConfig) -> ModelConfig:
+    """The same depth, pattern, heads and context with a small width and vocabulary, and nothing recomputed."""
+    width = 4 * config.n_heads
+    return dataclasses.replace(
+        config, vocab_size=101, d_model=width, head_dim=4, d_ff=2 * width, dropout=0.0, gradient_checkpointing=False
+    )
 
 
 class Recorder(TorchDispatchMode):
@@ -56,10 +67,10 @@ def build_awake(config: ModelConfig, seed: int = 0):
     return model.eval()
 
 
-@pytest.fixture(scope="session", params=RECIPES)
+@pytest.fixture(scope="session", params=PUBLISHED)
 def recipe(request) -> ModelConfig:
     """A recipe at its real depth, pattern, heads and context, with a small width and vocabulary."""
-    return RECIPES[request.param]
+    return shrunk(published(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def assert_same_logits(found, expected):
 @torch.no_grad()
 def test_cached_decoding_equals_the_full_pass_up_to_the_context_end(recipe, awake_recipe):
     """In odd chunks, some longer than the window and some shorter, then token by token past the window."""
-    input_ids, window, context = tokens(recipe), recipe.window, recipe.context
+    input_ids, window, context = tokens(recipe), recipe.window or 64, recipe.context
     expected = awake_recipe(input_ids)
     odd = [window // 3, window + 1, 1, window - 1]
     while sum(odd) < context - window - 9:
@@ -71,15 +71,18 @@ def test_every_kind_of_layer_can_be_cached(awake, window, global_every):
 def test_a_windowed_layer_keeps_a_ring_of_window_entries(recipe, awake_recipe):
     state = awake_recipe.new_state(2)
     before = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches]
-    steps(awake_recipe, tokens(recipe, 2 * recipe.window + 9, batch=2), state, [recipe.window + 3])
+    window = recipe.window or 64
+    steps(awake_recipe, tokens(recipe, 2 * window + 9, batch=2), state, [window + 3])
     assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches] == before
     for layer, cache in enumerate(state.caches):
         entries = recipe.context if recipe.layer_window(layer) is None else recipe.window
         expected = 2 * recipe.n_kv_heads * entries * recipe.d_head * 4
         assert cache.keys.untyped_storage().nbytes() == cache.values.untyped_storage().nbytes() == expected
-    assert sum(recipe.layer_window(layer) is None for layer in range(recipe.n_layers)) == (
-        recipe.n_layers // recipe.global_every if recipe.global_every else 0
-    )
+    seeing_everything = sum(recipe.layer_window(layer) is None for layer in range(recipe.n_layers))
+    if recipe.window is None:
+        assert seeing_everything == recipe.n_layers
+    else:
+        assert seeing_everything == (recipe.n_layers // recipe.global_every if recipe.global_every else 0)
 
 
 @torch.no_grad()
@@ -95,7 +98,7 @@ def test_a_full_ring_takes_a_token_without_copying(small, recorder):
 @torch.no_grad()
 def test_left_padded_batches_equal_batches_of_one(recipe, awake_recipe):
     """Prompts shorter and longer than the window, prefilled in odd chunks, then token by token past the window."""
-    window = recipe.window
+    window = recipe.window or 64
     longest, new = 2 * window + 5, window // 2 + 3
     padding = torch.tensor([0, longest - 1, window, window + 7, longest - window])
     padded = tokens(recipe, longest + new, batch=5)

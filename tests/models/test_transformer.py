@@ -45,7 +45,7 @@ def test_no_logit_depends_on_a_later_token(recipe, awake_recipe, packed):
     input_ids, context = tokens(recipe), recipe.context
     document_ids = (torch.arange(context) // (context // 3))[None] if packed else None
     before = awake_recipe(input_ids, document_ids)
-    for position in (1, recipe.window, context // 2 + 1, context - 1):
+    for position in (1, recipe.window or 100, context // 2 + 1, context - 1):
         after = awake_recipe(changed(input_ids, position), document_ids)
         assert torch.equal(after[:, :position], before[:, :position])
         assert not torch.equal(after[:, position], before[:, position])
@@ -109,7 +109,7 @@ def test_more_tokens_than_the_context_are_refused():
 
 @torch.no_grad()
 def test_packed_documents_equal_the_same_documents_alone(recipe, awake_recipe):
-    context, window = recipe.context, recipe.window
+    context, window = recipe.context, recipe.window or 64
     lengths = [1, window - 1, window, 1, window // 2 + 3]
     lengths.append(context - sum(lengths))
     rows = [tokens(recipe, seed=1), tokens(recipe, seed=2)]

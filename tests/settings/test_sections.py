@@ -231,6 +231,9 @@ TEXT = "a: {b: 1, c: [x, y]}\nlegs: [{km: 1}, {km: 2}]\nnothing:\n"
         ("legs.-1.km=5", lambda raw: raw["legs"][1].update(km=5)),
         ("legs.0={}", lambda raw: raw["legs"].__setitem__(0, {})),
         ("legs=[]", lambda raw: raw.update(legs=[])),
+        ("legs.*.km=5", lambda raw: [leg.update(km=5) for leg in raw["legs"]]),
+        ("legs.*.new.deep=5", lambda raw: [leg.update(new={"deep": 5}) for leg in raw["legs"]]),
+        ("a.*=5", lambda raw: raw["a"].update(b=5, c=5)),
     ],
 )
 def test_an_override(tmp_path, override, changed):
@@ -256,6 +259,9 @@ def test_overrides_are_laid_over_in_turn(tmp_path):
         ("legs.2={}", "legs.2", "out of range"),
         ("legs.first.km=1", "legs.first.km", "legs is a list: name its entries 0 to 1"),
         ("legs.first=1", "legs.first", "legs is a list"),
+        ("nothing.*.x=1", "nothing.*.x", "nothing has no entries for * to name"),
+        ("a.b.*=1", "a.b.*", "a.b has no entries for * to name"),
+        ("a.*.x=1", "a.*.x", "a.b holds a single value"),
         ("a.b=[1", "a.b", "valid YAML"),
         ("a.b={x: 1, x: 2}", "a.b", "'x' is given twice"),
         ("a.b=!!python/object/apply:os.getcwd []", "a.b", "valid YAML"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import training.optimizer
 from models import ModelConfig, build_model
 from training.optimizer import NEWTON_SCHULZ_COEFFICIENTS, MuonAdamW, newton_schulz
 
@@ -90,6 +91,47 @@ def test_hidden_matrices_get_muon_and_only_matrices_decay():
     assert kinds[hidden] == ("muon", 0.02, 0.1)
     assert kinds["embedding.weight",] == ("adamw", 0.003, 0.1)
     assert kinds[norms] == ("adamw", 0.003, 0.0)
+
+
+def test_without_a_muon_rate_everything_takes_adamw():
+    """The same as torch's AdamW over all parameters, norms and biases without decay."""
+    ours, theirs = build_model(SMALL), build_model(SMALL)
+    named = list(theirs.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = MuonAdamW(ours.named_parameters(), muon_lr=None, adamw_lr=0.01, weight_decay=0.1)
+    reference = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-10)
+    for step in range(3):
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(torch.arange(8)[None] + step).logsumexp(-1).sum().backward()
+        optimizer.step()
+        reference.step()
+    for (name, one), (_, other) in zip(ours.named_parameters(), named, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+    assert "momentum_buffer" not in "".join(optimizer.tensors())
+
+
+def test_matrices_of_one_shape_are_orthogonalised_in_bounded_batches(monkeypatch):
+    """However many go together, each gets the same update."""
+    seen, results = [], []
+    original = training.optimizer.newton_schulz
+    monkeypatch.setattr(training.optimizer, "newton_schulz", lambda x, **k: seen.append(x.numel()) or original(x, **k))
+    for most in (2**26, 5000, 1):
+        monkeypatch.setattr(training.optimizer, "MOST_STACKED", most)
+        model = build_model(SMALL)
+        optimizer = MuonAdamW(model.named_parameters())
+        model(torch.arange(8)[None]).logsumexp(-1).sum().backward()
+        seen.clear()
+        optimizer.step()
+        largest = max(parameter.numel() for name, parameter in model.named_parameters() if "embedding" not in name)
+        assert max(seen) <= max(most, largest)
+        results.append(model.state_dict())
+    for name, tensor in results[0].items():
+        for other in results[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_an_untied_head_is_no_hidden_matrix():

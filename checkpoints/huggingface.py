@@ -1,0 +1,220 @@
+"""Reading the weights of a stock Hugging Face folder into our models: Llama (SmolLM2), Mistral, Qwen3 and GPT-2.
+
+Only where their mathematics is ours to the last term. What a config asks for beyond that (rope scaling, other
+activations, biases in odd places) is refused by name, because a model that is nearly right answers nearly right.
+Weights are read from safetensors alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.checkpoint import CheckpointError
+from models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "config.json"
+_LLAMA_NAMES = (  # pattern of their name, ours
+    (r"model\.embed_tokens\.", "embedding."),
+    (r"model\.norm\.", "final_norm."),
+    (r"lm_head\.", "head."),
+    (r"model\.layers\.(\d+)\.input_layernorm\.", r"blocks.\1.attention_norm."),
+    (r"model\.layers\.(\d+)\.post_attention_layernorm\.", r"blocks.\1.feed_forward_norm."),
+    (r"model\.layers\.(\d+)\.self_attn\.q_proj\.", r"blocks.\1.attention.query."),
+    (r"model\.layers\.(\d+)\.self_attn\.k_proj\.", r"blocks.\1.attention.key."),
+    (r"model\.layers\.(\d+)\.self_attn\.v_proj\.", r"blocks.\1.attention.value."),
+    (r"model\.layers\.(\d+)\.self_attn\.o_proj\.", r"blocks.\1.attention.output."),
+    (r"model\.layers\.(\d+)\.self_attn\.q_norm\.", r"blocks.\1.attention.query_norm."),
+    (r"model\.layers\.(\d+)\.self_attn\.k_norm\.", r"blocks.\1.attention.key_norm."),
+    (r"model\.layers\.(\d+)\.mlp\.gate_proj\.", r"blocks.\1.feed_forward.gate."),
+    (r"model\.layers\.(\d+)\.mlp\.up_proj\.", r"blocks.\1.feed_forward.up."),
+    (r"model\.layers\.(\d+)\.mlp\.down_proj\.", r"blocks.\1.feed_forward.down."),
+)
+_GPT2_NAMES = (
+    (r"(?:transformer\.)?wte\.", "embedding."),
+    (r"(?:transformer\.)?wpe\.", "position_embedding."),
+    (r"(?:transformer\.)?ln_f\.", "final_norm."),
+    (r"lm_head\.", "head."),
+    (r"(?:transformer\.)?h\.(\d+)\.ln_1\.", r"blocks.\1.attention_norm."),
+    (r"(?:transformer\.)?h\.(\d+)\.ln_2\.", r"blocks.\1.feed_forward_norm."),
+    (r"(?:transformer\.)?h\.(\d+)\.attn\.c_proj\.", r"blocks.\1.attention.output."),
+    (r"(?:transformer\.)?h\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.feed_forward.up."),
+    (r"(?:transformer\.)?h\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.feed_forward.down."),
+)
+_GPT2_QKV = re.compile(r"(?:transformer\.)?h\.(\d+)\.attn\.c_attn\.(weight|bias)")
+_NO_WEIGHTS = re.compile(r".*\.(?:rotary_emb\.inv_freq|attn\.(?:masked_)?bias)")  # buffers that old folders store
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` looks like a Hugging Face model's folder and not like one of our checkpoints."""
+    path = Path(path)
+    return (path / CONFIG).is_file() and not (path / "manifest.json").exists()
+
+
+def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
+    """The shape and the weights, fp32 and by our names, of the model in the folder `path`.
+
+    Raises:
+        CheckpointError: it is no such folder, another architecture, or asks for something that our model does not do.
+    """
+    path = Path(path)
+    try:
+        given = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        kind = given["model_type"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path / CONFIG} is no Hugging Face model config ({error!r})") from error
+    if kind not in _READERS:
+        raise CheckpointError(f"{path / CONFIG}: model_type is {kind!r}; use one of {', '.join(_READERS)}")
+    read_shape, rename = _READERS[kind]
+    config = read_shape(_Asked(path / CONFIG, given))
+    if problems := config.problems():
+        raise CheckpointError(f"{path / CONFIG}: " + "; ".join(f"{key} {value!r}: {fix}" for key, value, fix in problems))
+    weights = rename(_stored(path))
+    if config.tied_head:
+        weights.pop("head.weight", None)
+    _check_names_and_shapes(path, config, weights)
+    return config, weights
+
+
+class _Asked:
+    """A config.json of which every key that matters is either taken or must have the one value we support."""
+
+    def __init__(self, path: Path, given: Mapping[str, Any]):
+        self.path, self.given = path, given
+
+    def take(self, key: str, default: Any = None) -> Any:
+        value = self.given.get(key)
+        if value is None and default is None:
+            raise CheckpointError(f"{self.path}: {key} is missing")
+        return default if value is None else value
+
+    def only(self, key: str, *supported: Any) -> None:
+        """Refuse any value but these; the first is what a missing key means."""
+        value = self.given.get(key, supported[0])
+        if value not in supported:
+            choices = " or ".join(repr(choice) for choice in supported)
+            raise CheckpointError(f"{self.path}: {key} is {value!r}, of which our model knows only {choices}")
+
+
+def _llama_shape(asked: _Asked) -> ModelConfig:
+    kind = asked.take("model_type")
+    asked.only("hidden_act", "silu")
+    asked.only("attention_bias", False)
+    asked.only("mlp_bias", False)
+    asked.only("rope_scaling", None)
+    rope = asked.given.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{asked.path}: rope_parameters asks for {rope['rope_type']!r}, ours is only 'default'")
+    base = rope.get("rope_theta") or asked.take("rope_theta", 10_000.0)
+    window = asked.given.get("sliding_window") if kind == "mistral" else None
+    if kind == "qwen3":
+        asked.only("use_sliding_window", False)
+    n_heads = asked.take("num_attention_heads")
+    return ModelConfig(
+        vocab_size=asked.take("vocab_size"),
+        context=asked.take("max_position_embeddings"),
+        n_layers=asked.take("num_hidden_layers"),
+        d_model=asked.take("hidden_size"),
+        n_heads=n_heads,
+        n_kv_heads=asked.take("num_key_value_heads", n_heads),
+        head_dim=asked.given.get("head_dim"),
+        d_ff=asked.take("intermediate_size"),
+        norm_eps=asked.take("rms_norm_eps", 1e-6),
+        qk_norm=kind == "qwen3",
+        tied_head=bool(asked.given.get("tie_word_embeddings", False)),
+        window=window,
+        global_every=None,
+        **({"rope_base": base} if window else {"rope_base_global": base}),
+    )
+
+
+def _gpt2_shape(asked: _Asked) -> ModelConfig:
+    asked.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
+    asked.only("scale_attn_weights", True)
+    asked.only("scale_attn_by_inverse_layer_idx", False)
+    asked.only("add_cross_attention", False)
+    d_model, n_heads = asked.take("n_embd"), asked.take("n_head")
+    return ModelConfig(
+        vocab_size=asked.take("vocab_size"),
+        context=asked.take("n_positions"),
+        n_layers=asked.take("n_layer"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_ff=asked.given.get("n_inner") or 4 * d_model,
+        feed_forward="gelu",
+        norm="layer",
+        norm_eps=asked.take("layer_norm_epsilon", 1e-5),
+        positions="learned",
+        bias=True,
+        tied_head=bool(asked.given.get("tie_word_embeddings", True)),
+        window=None,
+        global_every=None,
+    )
+
+
+def _llama_weights(stored: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    return {_renamed(name, _LLAMA_NAMES): tensor for name, tensor in stored.items()}
+
+
+def _gpt2_weights(stored: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """GPT-2 keeps query, key and value in one matrix, and its matrices the other way round."""
+    weights = {}
+    for name, tensor in stored.items():
+        matrix = tensor.T if ".c_" in name and tensor.ndim == 2 else tensor
+        if match := _GPT2_QKV.fullmatch(name):
+            for part, piece in zip(("query", "key", "value"), matrix.chunk(3), strict=True):
+                weights[f"blocks.{match[1]}.attention.{part}.{match[2]}"] = piece.contiguous()
+        else:
+            weights[_renamed(name, _GPT2_NAMES)] = matrix.contiguous()
+    return weights
+
+
+_Shape, _Weights = Callable[[_Asked], ModelConfig], Callable[[dict[str, "Tensor"]], dict[str, "Tensor"]]
+_READERS: dict[str, tuple[_Shape, _Weights]] = {
+    "llama": (_llama_shape, _llama_weights),
+    "mistral": (_llama_shape, _llama_weights),
+    "qwen3": (_llama_shape, _llama_weights),
+    "gpt2": (_gpt2_shape, _gpt2_weights),
+}
+
+
+def _renamed(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    for pattern, ours in names:
+        if re.match(pattern, name):
+            return re.sub(pattern, ours, name, count=1)
+    return name  # which no parameter of ours has: told with the others
+
+
+def _stored(path: Path) -> dict[str, "Tensor"]:
+    """Every tensor of the folder's safetensors files, fp32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} has no *.safetensors: weights are loaded from safetensors files only")
+    stored: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            stored |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error})") from error
+    return {name: tensor.float() for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
+
+
+def _check_names_and_shapes(path: Path, config: ModelConfig, weights: dict[str, "Tensor"]) -> None:
+    from models import build_model
+
+    expected = {name: tuple(p.shape) for name, p in build_model(config, device="meta").named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != expected:
+        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        wrong = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
+        told = {"missing": missing, "not ours": extra, "of another shape": sorted(wrong)}
+        details = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in told.items() if names)
+        raise CheckpointError(f"{path}: its weights do not fit its {CONFIG} ({details})")

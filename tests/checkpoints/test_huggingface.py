@@ -1,0 +1,156 @@
+"""Stock Hugging Face folders: our logits equal theirs, and what our model does not compute is refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from checkpoints import CheckpointError, huggingface, load_model, read_model
+from models import build_model
+from tokenizer import Tokenizer
+
+transformers = pytest.importorskip("transformers")
+
+SMALL = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+             max_position_embeddings=128)  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
+# SmolLM2-135M as published, its width apart: the depth, heads, base and epsilon that configs/smollm-135m.yaml has
+SMOLLM2 = dict(
+    vocab_size=97, hidden_size=36, intermediate_size=96, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=True,
+)  # fmt: skip
+MODELS = {
+    "SmolLM2": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMOLLM2, rope_parameters=ROPE)),
+    "Llama, untied": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=False)
+    ),
+    "Llama, wide heads": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SMALL, num_key_value_heads=6, head_dim=20)
+    ),
+    "Mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16, rope_parameters=ROPE)
+    ),
+    "Qwen3": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
+    ),
+    "GPT-2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=97, n_embd=48, n_layer=3, n_head=6, n_positions=128)
+    ),
+}
+
+
+def awake(model):
+    """Random weights of a size at which every term shows in the logits, norms and biases included."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                width = parameter.shape[1] if "wte" in name or "embed" in name else max(parameter.shape)
+                parameter.copy_(torch.randn_like(parameter) * width**-0.5 * 1.5)
+    return model.eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(name): a stock model with random weights, and its folder as transformers saves it."""
+
+    def folder(name):
+        model = awake(MODELS[name]())
+        model.save_pretrained(tmp_path / "stock")
+        Tokenizer.train(["a text to train on"], 1024).save(tmp_path / "stock")
+        return model, tmp_path / "stock"
+
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_those_of_the_stock_model(folder, name):
+    theirs, path = folder(name)
+    ours, _, config = load_model(path)
+    input_ids = torch.randint(97, (2, 60), generator=torch.Generator().manual_seed(1))
+    expected = theirs(input_ids, use_cache=False).logits
+    assert expected.std() > 0.3
+    torch.testing.assert_close(ours(input_ids), expected, rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in ours.parameters()) == config.parameters()["total"] == theirs.num_parameters()
+
+
+@torch.no_grad()
+def test_cached_decoding_of_a_gpt2_equals_its_full_pass(folder):
+    ours, _, _ = load_model(folder("GPT-2")[1])
+    input_ids = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(1))
+    state = ours.new_state(2)
+    parts = [ours.step(part, state) for part in input_ids.split([17, 1, 1, 21], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), ours(input_ids), rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_weights_in_several_files_are_read(folder):
+    theirs, path = folder("Llama, untied")
+    (path / "model.safetensors").unlink()
+    tensors = [(name, tensor.bfloat16()) for name, tensor in theirs.state_dict().items()]
+    half = len(tensors) // 2
+    save_file(dict(tensors[:half]), path / "model-00001-of-00002.safetensors")
+    save_file(dict(tensors[half:]), path / "model-00002-of-00002.safetensors")
+    _, weights = read_model(path)
+    assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+    assert torch.equal(weights["embedding.weight"], theirs.model.embed_tokens.weight.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("SmolLM2", {"model_type": "mamba"}, "model_type is 'mamba'; use one of llama, mistral, qwen3, gpt2"),
+        ("SmolLM2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("SmolLM2", {"attention_bias": True}, "attention_bias is True"),
+        ("SmolLM2", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "asks for 'llama3'"),
+        ("SmolLM2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
+        ("SmolLM2", {"num_attention_heads": 8}, "n_kv_heads 3: use a divisor"),
+        ("SmolLM2", {"num_hidden_layers": 31}, "missing: blocks.30"),
+        ("SmolLM2", {"num_hidden_layers": 29}, "not ours: blocks.29"),
+        ("SmolLM2", {"intermediate_size": 95}, "of another shape: blocks.0.feed_forward"),
+        ("SmolLM2", {"hidden_size": None}, "hidden_size is missing"),
+        ("GPT-2", {"activation_function": "relu"}, "activation_function is 'relu'"),
+        ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+    ],
+)  # fmt: skip
+def test_what_our_model_does_not_compute_is_refused(folder, name, change, told):
+    _, path = folder(name)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    assert told in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_pickle_is_never_read(folder):
+    _, path = folder("GPT-2")
+    torch.save({}, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no \\*.safetensors: weights are loaded from safetensors files only"):
+        load_model(path)
+
+
+def test_our_own_checkpoints_are_no_hugging_face_folders(tmp_path):
+    assert not huggingface.is_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert huggingface.is_folder(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert not huggingface.is_folder(tmp_path)
+
+
+def test_the_recipe_takes_smollm2s_shape(folder):
+    """What the published config says, at its real width, is what configs/smollm-135m.yaml says."""
+    from settings import read, validate
+    from training.settings import RunConfig
+
+    _, path = folder("SmolLM2")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "head_dim": 64}
+    (path / "config.json").write_text(json.dumps(config))
+    theirs = huggingface._llama_shape(huggingface._Asked(path / "config.json", config))
+    recipe = validate(RunConfig, read("configs/smollm-135m.yaml")).model.config(49152, 2048)
+    assert theirs.identity() == recipe.identity()
+    assert build_model(recipe, device="meta").config.parameters()["total"] == 134_515_008
