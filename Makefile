@@ -17,7 +17,7 @@ READY_DEV := $(VENV)/.ready-dev-$(call checksum,requirements.txt requirements-de
 
 # Without --num_processes accelerate starts one process a GPU, or one on the CPU, which is what we want. The others are
 # accelerate's own defaults, named so that it does not warn about them: precision and compilation come from the config.
-LAUNCH := $(BIN)/accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup train test lint bench campaign
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ lint: $(READY_DEV)
 bench: $(if $(NAME),$(READY))
 ifeq ($(NAME),)
 	@echo 'make bench NAME=... with one of:'
-	@ls benchmarks | sed -n 's/^\([^_].*\)\.py$$/  \1/p'
+	@grep -l __main__ benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'
 else
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 endif

@@ -5,6 +5,7 @@ codes: 0 done, 1 the checkpoint cannot be used, 2 wrong arguments.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,10 +20,12 @@ def main() -> int:
     arguments = _parse()
     for number in (signal.SIGPIPE, signal.SIGINT):  # whoever closes the pipe, or presses Ctrl-C, has seen enough
         signal.signal(number, signal.SIG_DFL)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: weights are read from memory almost twice as fast
     import torch
 
     from checkpoints import CheckpointError, load_model
-    from models.decoding import generate
+    from models.decoding import compile_steps, generate
+    from models.small_weights import for_decoding
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -35,6 +38,9 @@ def main() -> int:
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
+    model = for_decoding(model, arguments.weights)
+    if arguments.compile:
+        compile_steps(model)
     prompts = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in arguments.prompts]
     stop_ids, unknown = _stop_ids(tokenizer, arguments.stop)
     if unknown:
@@ -96,7 +102,7 @@ def _parse() -> argparse.Namespace:
 
     defaults = Sampling()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a run's folder or one of its checkpoints")
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a Hugging Face folder")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0: always the likeliest token")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
@@ -105,6 +111,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="1: none")
     parser.add_argument("--stop", action="append", default=[], metavar="TOKEN", help="also stop at this token")
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--weights", choices=("fp32", "bf16", "int8"), default="fp32", help="smaller reads faster")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: slow to begin, then faster on a GPU")
     parser.add_argument("--device", help="default: cuda when there is one, else cpu")
     parser.add_argument("prompts", nargs="+", metavar="PROMPT")
     arguments = parser.parse_args()

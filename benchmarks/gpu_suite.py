@@ -1,9 +1,9 @@
 """Everything that one GPU can show, in one command: python -m benchmarks.gpu_suite --json FILE
 
-Attention's values and gradients against the float64 reference, a short training run with and without torch.compile,
-peak memory beside the plan's estimate, and a checkpoint's round trip. Under 8 minutes on one card. Without a GPU the
-same checks run small on the CPU and say so; what was skipped is listed with the reason. Exit codes: 0 all checks hold,
-1 one does not.
+Attention's values and gradients against the float64 reference, a short training run of every recipe that fits the card
+with and without torch.compile (tokens/s, MFU, peak memory beside the plan's), and a checkpoint's round trip. Under 8
+minutes on one card; --recipes names some. Without a GPU the same checks run small on the CPU and say so; what was
+skipped is listed with the reason. Exit codes: 0 all checks hold, 1 one does not.
 """
 
 import sys
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from benchmarks import result
 from checkpoints import RunState, checkpoint, load_model
 from data.loader import Batch
 from models import ModelConfig, build_model
-from models.attention import Layout, attention, reference
+from models.attention import Layout, attention, choose_kernel, reference
 from observe import hardware
 from training.budget import memory_bytes
 from training.objectives import NextToken
@@ -35,22 +36,20 @@ SHAPES = {  # name: (batch, query heads, key/value heads, tokens, head width, wi
     "global": (2, 8, 2, 512, 64, None),
     "window does not divide": (1, 4, 4, 300, 32, 128),
 }
-MODELS = {
-    "helium-13m": ModelConfig(vocab_size=32000, d_model=256, n_layers=8, n_heads=8, n_kv_heads=2, d_ff=640, window=64,
-                              global_every=None, context=256),
-    "smollm-135m": ModelConfig(vocab_size=49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1536,
-                               window=None, global_every=None, context=2048),
-}  # fmt: skip
+RECIPES = ("helium-13m", "helium-nano-45m", "slm-tinystories", "smollm-135m", "smolm135", "flow-qwen", "flow-1b")
+BATCH_TOKENS = 16384  # of one micro-batch on a GPU
 TINY = ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, window=32, context=128)
 
 
 def main() -> int:
     """Run every check, print the tables, write the JSON."""
-    arguments = result.parser(__doc__).parse_args()
+    parser = result.parser(__doc__)
+    parser.add_argument("--recipes", nargs="*", default=RECIPES, metavar="NAME", help="files of configs/ (all)")
+    arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     skipped = [] if device.type == "cuda" else ["no CUDA device: everything ran small, on the CPU"]
     sections: dict[str, list[Row]] = {"attention": attention_rows(device)}
-    sections["training"] = training_rows(device, skipped)
+    sections["training"] = training_rows(device, arguments.recipes, skipped)
     sections["checkpoint"] = [checkpoint_row(device)]
     skipped.append("several cards, NCCL and sharded strategies: one card cannot show them")
     for name, rows in sections.items():
@@ -91,7 +90,7 @@ def attention_errors(
 
     query, key, value = draw(heads), draw(kv), draw(kv)
     documents = (torch.arange(tokens) * 3 // tokens).expand(batch, tokens).to(device)
-    layout = Layout.of(documents, tokens, device)
+    layout = Layout.of(documents, tokens, device, choose_kernel(device, width).name)
     weight = torch.randn(batch, heads, tokens, width, generator=generator).to(device, dtype)
     out = attention(query, key, value, window, layout.mask(window))
     ours = [out, *torch.autograd.grad((out * weight).sum(), (query, key, value))]
@@ -101,12 +100,12 @@ def attention_errors(
     return dict(zip(("output", "query", "key", "value"), errors, strict=True))
 
 
-def training_rows(device: torch.device, skipped: list[str]) -> list[Row]:
+def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) -> list[Row]:
     """Tokens/s, MFU and memory of a short training run, compiled and not, on the same batch."""
     rows = []
-    models = MODELS if device.type == "cuda" else {"tiny": TINY}
-    for name, config in models.items():
-        micro_batch = max(1, 16384 // config.context) if device.type == "cuda" else 4
+    cuda = device.type == "cuda"
+    for name, config in {name: result.recipe_model(name) for name in recipes}.items() if cuda else [("tiny", TINY)]:
+        micro_batch = max(1, BATCH_TOKENS // config.context) if cuda else 4
         for compiled in [False, True] if device.type == "cuda" else [False]:
             rows.append(_caught(lambda n=name, c=config, m=micro_batch, x=compiled: training_row(device, n, c, m, x),
                                 f"{name}, compile={compiled}", skipped))  # fmt: skip
@@ -121,19 +120,24 @@ def _caught(measure: Callable[[], Row], what: str, skipped: list[str]) -> Row | 
     except torch.OutOfMemoryError:
         skipped.append(f"{what}: does not fit this card")
         return None
+    finally:
+        torch._dynamo.reset()  # or one model's compilations would count against the next one's
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def training_row(device: torch.device, name: str, config: ModelConfig, micro_batch: int, compiled: bool) -> Row:
     """Train `STEPS` steps on one repeated batch, in bf16 on CUDA; the loss must fall below its start."""
     torch.manual_seed(0)
-    objective = NextToken(build_model(config)).to(device)
+    objective = NextToken(build_model(config, device=device)).train()
     optimizer = MuonAdamW(objective.model.named_parameters(), newton_schulz_dtype=torch.bfloat16)
     if compiled:
         for block in objective.model.blocks:
             block.compile()
     tokens = torch.randint(0, config.vocab_size, (micro_batch, config.context + 1), device=device)
     documents = (torch.arange(config.context, device=device) * 3 // config.context).expand(micro_batch, -1)
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, torch.arange(micro_batch))
+    seeds = torch.arange(micro_batch, device=device)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, seeds, seeds)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     losses, began = [], 0.0
@@ -154,6 +158,7 @@ def training_row(device: torch.device, name: str, config: ModelConfig, micro_bat
     peak = hardware.peak_flops(torch.cuda.get_device_name(), torch.bfloat16) if cuda else None
     return {
         "model": name,
+        "attention": choose_kernel(device, config.d_head).name,
         "compile": compiled,
         "tokens_per_second": rate,
         "mfu": hardware.flops_utilization(rate, flops, peak),

@@ -1,14 +1,21 @@
-"""What every benchmark shares: its arguments, the circumstances of a measurement, a table, and the JSON file."""
+"""What every benchmark shares: its arguments, a process of its own for each measurement, a table, and the JSON file."""
 
 import argparse
 import json
+import os
+import resource
 import shlex
+import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from observe.hardware import environment
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -27,6 +34,61 @@ def write(name: str, rows: Any, path: Path | None, **details: Any) -> None:
     record = {"benchmark": name, "command": command, "date": when, "environment": environment(), **details}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
+
+
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # what our entry scripts set before they import torch
+
+
+def isolated(measure: Callable[..., dict[str, Any]], huge_pages: bool = True, **arguments: Any) -> dict[str, Any]:
+    """`measure(**arguments)` in a fresh process on one thread, so that its `peak_memory` (bytes) is its own.
+
+    `measure` is a module's function; arguments and result are JSON. Raises RuntimeError with the process's last words
+    if it fails. `huge_pages`: as our entry scripts ask for them.
+    """
+    module = measure.__module__
+    if module == "__main__":
+        module = sys.modules["__main__"].__spec__.name
+    code = (
+        "import json, sys; from importlib import import_module; from benchmarks import result; "
+        f"measured = getattr(import_module({module!r}), {measure.__name__!r})(**json.loads(sys.argv[1])); "
+        "print(json.dumps({**measured, 'peak_memory': result.peak_memory()}))"
+    )
+    changes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(HUGE_PAGES if huge_pages else {})}
+    finished = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        cwd=ROOT, env={**os.environ, **changes}, capture_output=True, text=True,
+    )  # fmt: skip
+    if finished.returncode:
+        raise RuntimeError(f"{module}.{measure.__name__}({arguments}) failed:\n{finished.stderr[-2000:]}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def spread(values: list[float]) -> float:
+    """(largest - smallest) / median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def recipe_model(name: str, **changes: Any) -> Any:
+    """The ModelConfig of configs/NAME.yaml, with changes."""
+    import dataclasses
+
+    from settings import read, validate
+    from training.settings import RunConfig
+
+    config = validate(RunConfig, read(ROOT / "configs" / f"{name}.yaml"))
+    shape = config.model.config(config.model.vocab_size or config.tokenizer.vocab_size, config.longest_context)
+    return dataclasses.replace(shape, **changes)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

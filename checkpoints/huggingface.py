@@ -72,7 +72,8 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
     read_shape, rename = _READERS[kind]
     config = read_shape(_Asked(path / CONFIG, given))
     if problems := config.problems():
-        raise CheckpointError(f"{path / CONFIG}: " + "; ".join(f"{key} {value!r}: {fix}" for key, value, fix in problems))
+        told = "; ".join(f"{key} {value!r}: {remedy}" for key, value, remedy in problems)
+        raise CheckpointError(f"{path / CONFIG}: {told}")
     weights = rename(_stored(path))
     if config.tied_head:
         weights.pop("head.weight", None)

@@ -10,7 +10,7 @@ and generation starts from END.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,8 +41,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The batch with every tensor changed."""
         tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 class TokenShards:
@@ -111,6 +115,7 @@ class PhaseLoader:
         sources: shard folders by name; weights: share of samples by source name.
         seed, phase: name this phase's order.
         batch_rows: samples of one global batch; micro_rows: at most this many in one forward pass.
+        pin_memory: hand out batches that a GPU can fetch while it computes.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class PhaseLoader:
         micro_rows: int,
         rank: int = 0,
         world: int = 1,
+        pin_memory: bool = False,
     ):
         self.mixture = Mixture.of(weights)
         self.rows = {name: PackedRows(TokenShards(sources[name], "train"), context) for name in self.mixture.names}
@@ -132,7 +138,7 @@ class PhaseLoader:
             if len(rows) == 0:
                 raise ValueError(f"data.sources.{name}: no training document is left after preparation")
         self.context, self.seed, self.phase = context, seed, phase
-        self.batch_rows, self.rank, self.world = batch_rows, rank, world
+        self.batch_rows, self.rank, self.world, self._pin_memory = batch_rows, rank, world, pin_memory
         rows_a_rank = -(-batch_rows // world)
         self.micro_batches = -(-rows_a_rank // micro_rows)
         self.micro_rows = -(-rows_a_rank // self.micro_batches)
@@ -172,7 +178,8 @@ class PhaseLoader:
         rows = [self.sample(k) if k >= 0 else empty_row(self.context, end_of_text) for k in mine]
         parts = range(0, len(mine), self.micro_rows)
         batches = [_stack(rows[i : i + self.micro_rows], mine[i : i + self.micro_rows]) for i in parts]
-        return [dataclasses.replace(batch, dropout_seeds=self._dropout_seeds(batch)) for batch in batches]
+        batches = [dataclasses.replace(batch, dropout_seeds=self._dropout_seeds(batch)) for batch in batches]
+        return [batch.map(torch.Tensor.pin_memory) for batch in batches] if self._pin_memory else batches
 
     def _dropout_seeds(self, batch: Batch) -> torch.Tensor:
         return torch.tensor([mix(self.seed, self.phase, k) >> 1 for k in batch.sample_ids.tolist()])

@@ -8,6 +8,7 @@ import pydantic
 from data import sources
 from settings import Problem, Section
 
+_PART = re.compile(r"[1-9]\d{0,3}/[1-9]\d{0,3}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -20,14 +21,16 @@ class SourceSection(Section):
     field: str = pydantic.Field("text", min_length=1)  # column of jsonl, parquet and hub rows
     documents: int | None = pydantic.Field(None, ge=1)  # read at most this many
     # "2/3": only the documents whose hash falls into the second third, so that sources share a corpus without overlap
-    part: str | None = pydantic.Field(None, pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")
+    part: str | None = None
 
     def problems(self) -> list[Problem]:
         found = []
         if remedy := sources.fault(self.from_):
             found.append(Problem("from", self.from_, remedy))
-        which, of = self.part_numbers
-        if which >= of:
+        if self.part is not None and not _PART.fullmatch(self.part):
+            found.append(Problem("part", self.part, "write it as WHICH/OF, for example 2/3"))
+        elif self.part_numbers[0] >= self.part_numbers[1]:
+            of = self.part_numbers[1]
             found.append(Problem("part", self.part, f"there are only {of} parts: use 1/{of} to {of}/{of}"))
         if self.is_embedded and self.documents is None:
             found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))

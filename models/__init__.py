@@ -31,9 +31,8 @@ def build_model(config: ModelConfig, seed: int = 0, device: "torch.device | str"
 
     from models.transformer import Transformer
 
-    with torch.device("meta"):
+    with torch.device(device):
         model = Transformer(config)
     if torch.device(device).type != "meta":
-        model.to_empty(device=device)
         model.initialise(seed)
     return model

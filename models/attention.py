@@ -1,17 +1,52 @@
 """The one door to attention: causal, windowed, grouped-query, with document boundaries.
 
 Every attention in the project goes through `attention` (training, prefill) or `attend_to_cache` (decoding). Windowed
-layers never see a T x T mask: queries are cut into chunks of `window`, and each chunk meets only its own keys and the
-chunk before it, so time and memory are O(T * window). Global layers need a mask only where documents are packed.
+layers never see a T x T mask. Two kernels do the work, and `choose_kernel` alone decides which:
 
-Shapes: B batch, T tokens, H query heads, K key/value heads (K divides H), D head width, W window.
+    banded   anywhere: queries are cut into chunks of `window`, and each chunk meets only its own keys and the chunk
+             before it, as small dense problems for SDPA. Layers that see everything take SDPA as it is, with a T x T
+             mask where documents are packed.
+    flex     CUDA: flex_attention (Dong et al. 2024), compiled, which visits only the blocks of 128 x 128 that window,
+             document and causality leave, and never has a dense mask.
+
+Plain causal attention over one document a row is SDPA's own on either. Time and memory of a windowed layer are
+O(T * window). Shapes: B batch, T tokens, H query heads, K key/value heads (K divides H), D head width, W window.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128  # queries, and keys, of one block that flex attention visits or skips
+MOST_COMPILATIONS = 64  # shapes and windows of one run; beyond dynamo's limit of 8 it would fall back to dense scores
+Mask = Tensor | BlockMask | None  # what a layer may see; None: plain causality says it all
+
+
+class Kernel(NamedTuple):
+    """What computes attention, and why it was chosen."""
+
+    name: Literal["banded", "flex"]
+    reason: str
+
+
+@functools.cache
+def choose_kernel(device: torch.device, d_head: int) -> Kernel:
+    """The kernel for heads of width `d_head` on `device`."""
+    if device.type != "cuda":
+        return Kernel("banded", f"flex attention's compiled kernels need CUDA, this is {device.type}")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        has = ".".join(map(str, capability))
+        return Kernel("banded", f"flex attention needs compute capability 8.0, this GPU has {has}")
+    if d_head < 16:
+        return Kernel("banded", f"flex attention needs heads of width 16, these have {d_head}")
+    return Kernel("flex", "CUDA")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,26 +55,60 @@ class Layout:
 
     segments: Tensor | None  # [B, T] int64, 0, 1, 2, ... along each row; None: every row is one document
     positions: Tensor  # [B, T] or [1, T] int64, restarting at 0 where a document starts
+    kernel: str = "banded"
 
     @staticmethod
-    def of(document_ids: Tensor | None, length: int, device: torch.device) -> "Layout":
+    def of(document_ids: Tensor | None, length: int, device: torch.device, kernel: str = "banded") -> "Layout":
         """From `document_ids` [B, T]: a document is a run of equal ids; None means one document a row."""
         steps = torch.arange(length, device=device)
         if document_ids is None:
-            return Layout(None, steps[None])
+            return Layout(None, steps[None], kernel)
         starts = torch.ones_like(document_ids, dtype=torch.bool)
         starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
         first = torch.where(starts, steps, 0).cummax(dim=1).values
-        return Layout(starts.cumsum(dim=1) - 1, steps - first)
+        return Layout(starts.cumsum(dim=1) - 1, steps - first, kernel)
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None) -> Mask:
         """What `attention` needs to know about a layer with `window` (None: it sees everything)."""
-        return self._band_mask(window) if _is_banded(window, self.positions.shape[1]) else self._full_mask()
-
-    def _full_mask(self) -> Tensor | None:
-        """[B, 1, T, T] bool, True where a query may look, or None when plain causality says it all."""
-        if self.segments is None:
+        banded = _is_banded(window, self.positions.shape[1])
+        if self.segments is None and not banded:
             return None
+        if self.kernel == "flex":
+            return self._block_mask(window if banded else None)
+        return self._band_mask(window) if banded else self._full_mask()
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        """Which blocks of keys each block of queries has to visit, and which of those need no look inside.
+
+        Worked out from the blocks' first and last tokens alone: segments never decrease along a row, so a block's
+        documents are those from its first token's to its last's.
+        """
+        length, device, segments = self.positions.shape[1], self.positions.device, self.segments
+        reach = window or length
+        first = torch.arange(0, length, BLOCK, device=device)
+        last = (first + BLOCK).clamp_max(length) - 1
+        query_first, query_last, key_first, key_last = first[:, None], last[:, None], first[None], last[None]
+        some = ((key_first <= query_last) & (key_last > query_first - reach))[None]  # [1, queries, keys] of blocks
+        every = ((key_last <= query_first) & (key_first > query_last - reach))[None]
+        if segments is not None:
+            lowest, highest = segments[:, first], segments[:, last]  # [B, blocks]
+            some = some & (highest[:, None, :] >= lowest[:, :, None])
+            every = every & (lowest[:, None, :] == highest[:, :, None])
+
+        def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            inside = (key <= query) & (query - key < reach)
+            return inside if segments is None else inside & (segments[b, query] == segments[b, key])
+
+        def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:  # [B, 1, queries] counts, [B, 1, queries, keys] indices
+            order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+            return blocks.sum(dim=-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
+
+        return BlockMask.from_kv_blocks(
+            *listed(some & ~every), *listed(every), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(length, length)
+        )
+
+    def _full_mask(self) -> Tensor:
+        """[B, 1, T, T] bool, True where a query may look."""
         same = self.segments[:, :, None] == self.segments[:, None, :]
         return same.tril_()[:, None]
 
@@ -60,7 +129,7 @@ class Layout:
         return mask[:, :, None]
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mask: Tensor | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mask: Mask) -> Tensor:
     """Causal grouped-query attention over whole sequences.
 
     Args:
@@ -70,10 +139,24 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mas
 
     Returns: [B, H, T, D].
     """
+    grouped = query.shape[1] != key.shape[1]
+    if isinstance(mask, BlockMask):
+        return _flex_kernel(query.device.type)(query, key, value, block_mask=mask, enable_gqa=grouped)
     if _is_banded(window, query.shape[2]):
         return _banded(query, key, value, window, mask)
-    grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+@functools.cache
+def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
+    """flex_attention, compiled for CUDA; elsewhere its own slow form, with which tests look at the masks."""
+    if device_type != "cuda":
+        return flex_attention
+    import torch._dynamo
+
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MOST_COMPILATIONS))
+    return torch.compile(flex_attention)
 
 
 def _is_banded(window: int | None, length: int) -> bool:

@@ -29,7 +29,7 @@ class Dropout:
     def kept(self, shape: torch.Size, place: int) -> Tensor:
         """[shape] bool, False where an element is dropped."""
         low, high = self.seeds.to(torch.int32), (self.seeds >> 32).to(torch.int32)  # conversion keeps the low bits
-        keys = _hash(_hash(low) ^ _hash(high + place))
+        keys = _hash(_hash(_hash(low + 0x3C6EF372) ^ high) + place)  # one after the other: no two places trade roles
         elements = torch.arange(shape[1:].numel(), dtype=torch.int32, device=self.seeds.device)
         threshold = int(self.rate * 2**32) - 2**31  # a hash is even over all int32
         return (_hash(elements[None] ^ keys[:, None]) >= threshold).view(shape)

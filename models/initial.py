@@ -10,6 +10,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+
+class Linear(nn.Linear):
+    """torch's, without first weights of its own: they would be drawn for nothing."""
+
+    def reset_parameters(self) -> None:
+        """Nothing; the model's `initialise` gives all weights."""
+
+
+class Embedding(nn.Embedding):
+    """torch's, without first weights of its own."""
+
+    def reset_parameters(self) -> None:
+        """Nothing; the model's `initialise` gives all weights."""
+
+
 BLOCK_ROWS = 1024  # drawn from one generator; changing it changes every model's first weights
 
 
@@ -17,14 +32,18 @@ def normal(seed: int, name: str, shape: Sequence[int], rows: slice | None = None
     """Rows `rows` (None: all) of the standard normal matrix [shape] that belongs to (seed, name); fp32, on the CPU."""
     height, *rest = shape
     first, end, _ = (rows or slice(None)).indices(height)
-    parts = [torch.empty(0, *rest)]
+    wanted = torch.empty(end - first, *rest)
     for block in range(first // BLOCK_ROWS, -(-end // BLOCK_ROWS)):
         start, stop = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, height)
         digest = hashlib.sha256(f"{seed}/{name}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        drawn = torch.randn(stop - start, *rest, generator=generator)
-        parts.append(drawn[max(first - start, 0) : end - start])
-    return torch.cat(parts)
+        if first <= start and stop <= end:
+            wanted[start - first : stop - first].normal_(generator=generator)
+        else:  # a part of a block is that part of the whole
+            drawn = torch.empty(stop - start, *rest).normal_(generator=generator)
+            inside = slice(max(first, start), min(end, stop))
+            wanted[inside.start - first : inside.stop - first] = drawn[inside.start - start : inside.stop - start]
+    return wanted
 
 
 @torch.no_grad()

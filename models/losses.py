@@ -9,19 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # label of a position where nothing is learned
+LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}  # elements: what stays near the cores; what keeps a GPU busy
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int = 1024) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
     """Sum of cross-entropies (nats, fp32 scalar) of logits = hidden @ weight.T against `labels`.
 
     Args:
         hidden: [N, d]; weight: [V, d]; labels: [N] int64, `IGNORE` where nothing is learned.
-        chunk: tokens whose logits exist together.
+        chunk: tokens whose logits exist together; None: as many as suit the device.
 
     Matrix products run in the autocast dtype when autocast is on, the softmax always in fp32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if chunk is None:
+        chunk = max(64, LOGITS_AT_ONCE.get(device, 2**24) // len(weight))
     return _LinearCrossEntropy.apply(hidden, weight, labels, chunk, dtype)
 
 
@@ -40,16 +43,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 trained = target != IGNORE
                 safe_target = target.where(trained, 0)[:, None]
                 logits = F.linear(cast_hidden, cast_weight).float()
-                log_norm = logits.logsumexp(dim=-1, keepdim=True)
+                grad = logits.softmax(dim=-1)  # of the loss by the logits, once 1 is taken off at each target
+                # log(sum(exp(logits))) is the largest logit less the log of its probability, which never underflows
+                largest, where = logits.max(dim=-1, keepdim=True)
+                log_norm = largest - grad.gather(1, where).log()
                 loss += ((log_norm - logits.gather(1, safe_target))[:, 0] * trained).sum()
-                if needs_hidden or needs_weight:
-                    grad = logits.sub_(log_norm).exp_()  # softmax, in the logits' own memory
-                    grad.scatter_add_(1, safe_target, grad.new_full(safe_target.shape, -1.0))
-                    grad = (grad * trained[:, None]).to(dtype)
-                    if needs_hidden:
-                        grad_hidden[part] = grad @ cast_weight
-                    if needs_weight:
-                        grad_weight += grad.T @ cast_hidden
+                if not (needs_hidden or needs_weight):
+                    continue
+                del logits
+                grad = grad.scatter_add_(1, safe_target, grad.new_full(safe_target.shape, -1.0)).to(dtype)
+                if needs_hidden:
+                    grad_hidden[part] = (grad @ cast_weight).mul_(trained[:, None])
+                if needs_weight:
+                    learning = cast_hidden * trained[:, None]  # narrow, where masking `grad` would be a pass over V
+                    if dtype == grad_weight.dtype:
+                        grad_weight.addmm_(grad.T, learning)
+                    else:
+                        grad_weight += grad.T @ learning
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import initial
-from models.attention import Layout, attend_to_cache, attention
+from models.attention import Layout, Mask, attend_to_cache, attention, choose_kernel
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
 from models.dropout import Dropout
+from models.initial import Embedding, Linear
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
 
@@ -25,7 +26,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, width: int, eps: float, bias: bool):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,27 +60,38 @@ class RotaryTable(nn.Module):
     def __init__(self, context: int, d_head: int, base: float):
         super().__init__()
         self.base = base
-        self.register_buffer("cos", torch.empty(context, d_head // 2), persistent=False)
-        self.register_buffer("sin", torch.empty(context, d_head // 2), persistent=False)
+        self.register_buffer("cos", torch.empty(context, d_head), persistent=False)  # each angle at i and at i + D/2
+        self.register_buffer("sin", torch.empty(context, d_head), persistent=False)  # negative in the first half
         self.compute()
 
     def compute(self) -> None:
         """Fill the tables; again after a model that was built on the meta device has been given memory."""
-        context, half = self.cos.shape
-        frequencies = self.base ** (-torch.arange(half, dtype=torch.float64) / half)
+        if self.cos.is_meta:
+            return
+        context, d_head = self.cos.shape
+        frequencies = self.base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
         angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies
-        self.cos.copy_(angles.cos())
-        self.sin.copy_(angles.sin())
+        self.cos.copy_(torch.cat([angles.cos(), angles.cos()], dim=1))
+        self.sin.copy_(torch.cat([-angles.sin(), angles.sin()], dim=1))
+
+    def _apply(self, *arguments, **keywords):
+        """Moves between devices, but never to a lower precision: bf16 cannot tell neighbouring positions apart."""
+        super()._apply(*arguments, **keywords)
+        if self.cos.dtype != torch.float32:
+            self.cos, self.sin = self.cos.float(), self.sin.float()
+            self.compute()
+        return self
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, 1, T, D/2] at `positions` [B or 1, T]."""
+        """cos and sin [B or 1, 1, T, D] at `positions` [B or 1, T]."""
         return self.cos[positions][:, None], self.sin[positions][:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` [B, heads, T, D] turned by its positions' angles, computed in fp32 and returned in x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    swapped = torch.cat([second, first], dim=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -89,25 +101,25 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.window = config.layer_window(layer)
-        self.query = nn.Linear(config.d_model, self.n_heads * self.d_head, bias=config.bias)
-        self.key = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
-        self.value = nn.Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
-        self.output = nn.Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
+        self.query = Linear(config.d_model, self.n_heads * self.d_head, bias=config.bias)
+        self.key = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
+        self.value = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
+        self.output = Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
         self.query_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query [B, H, T, D], key and value [B, K, T, D] of `x` [B, T, d_model]."""
-        query = self.query(x).unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2)
-        key = self.key(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
+        query = self.query(x).unflatten(-1, (self.n_heads, self.d_head))
+        key = self.key(x).unflatten(-1, (self.n_kv_heads, self.d_head))
         value = self.value(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
-        return query, key, value
+        both = torch.cat([query, key], dim=2).transpose(1, 2)  # turned together, in half the operations
+        both = both if rotation is None else rotate(both, *rotation)
+        return both[:, : self.n_heads], both[:, self.n_heads :], value
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         query, key, value = self._project(x, rotation)
         out = attention(query, key, value, self.window, mask)
         return self.output(out.transpose(1, 2).flatten(2))
@@ -124,9 +136,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -137,8 +149,8 @@ class GELU(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -155,7 +167,7 @@ class Block(nn.Module):
         self.feed_forward_norm = make_norm(config)
         self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else GELU(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, dropout: Dropout | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, dropout: Dropout | None = None) -> Tensor:
         update = self.attention(self.attention_norm(x), rotation, mask)
         x = x + (dropout(update, 2 * self.layer + 1) if dropout else update)
         update = self.feed_forward(self.feed_forward_norm(x))
@@ -172,15 +184,15 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = Embedding(config.vocab_size, config.d_model)
         if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.context, config.d_model)
+            self.position_embedding = Embedding(config.context, config.d_model)
         else:
             self.rotary_local = RotaryTable(config.context, config.d_head, config.rope_base)
             self.rotary_global = RotaryTable(config.context, config.d_head, config.rope_base_global)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = make_norm(config)
-        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else Linear(config.d_model, config.vocab_size, bias=False)
 
     def initialise(self, seed: int) -> None:
         """Give every weight its first value, whole parameters and shards alike, and fill the rotary tables.
@@ -219,7 +231,7 @@ class Transformer(nn.Module):
             std = shape[1] ** -0.5
         if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
             std *= depth_scale
-        return initial.normal(seed, name, shape, rows) * std
+        return initial.normal(seed, name, shape, rows).mul_(std)
 
     @property
     def head_weight(self) -> Tensor:
@@ -229,7 +241,7 @@ class Transformer(nn.Module):
     def forward(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of each next token. A document in `document_ids` [B, T] is a run of equal ids; tokens of
         different documents do not see each other, and positions restart with each."""
-        return F.linear(self.hidden_states(input_ids, document_ids), self.head_weight)
+        return self._logits(self.hidden_states(input_ids, document_ids))
 
     def hidden_states(
         self, input_ids: Tensor, document_ids: Tensor | None = None, dropout_seeds: Tensor | None = None
@@ -243,7 +255,8 @@ class Transformer(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} tokens do not fit the model's context of {self.config.context}")
-        layout = Layout.of(document_ids, length, input_ids.device)
+        kernel = choose_kernel(input_ids.device, self.config.d_head).name
+        layout = Layout.of(document_ids, length, input_ids.device, kernel)
         rotations = self._rotations(layout.positions)
         masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}
         dropout = None
@@ -260,6 +273,10 @@ class Transformer(nn.Module):
                 x = block(*arguments)
         return self.final_norm(x)
 
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[B, T, V] of hidden states [B, T, d_model]."""
+        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+
     def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """[B, T, d_model] that enters the first block."""
         x = self.embedding(input_ids) * self.config.embedding_scale
@@ -267,8 +284,8 @@ class Transformer(nn.Module):
 
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
-        weight = self.embedding.weight
-        dtype = weight.dtype
+        weight = self.final_norm.weight
+        dtype = self.embedding.weight.dtype if self.embedding.weight.is_floating_point() else weight.dtype
         if torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
         caches = [
@@ -290,7 +307,7 @@ class Transformer(nn.Module):
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block.step(x, rotations[block.attention.window is None], cache, state)
         state.advance(input_ids.shape[1])
-        return F.linear(self.final_norm(x), self.head_weight)
+        return self._logits(self.final_norm(x))
 
     def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
         """(cos, sin) of windowed layers, then of global ones."""

@@ -56,7 +56,8 @@ class MetricsLog:
         took a step) is cut after the first of the two: the run's state was the same, so it records the rest again.
         Without a mark for `step` (the file was edited, or comes from elsewhere) records up to `step` stay, except
         the opening of the phase that follows it. Step 0 leaves nothing: all of it is recorded again. Lines that a
-        crash spoiled go. A file that is missing is no error: what was watched never stops what is trained.
+        crash spoiled go; that the run was resumed before stays. A file that is missing is no error: what was watched
+        never stops what is trained.
         """
         self.close()
         lines = _lines(self.path)
@@ -156,5 +157,9 @@ def _kept(lines: list[tuple[str, dict[str, Any] | None]], step: int) -> list[str
     return [
         line
         for place, (line, record) in enumerate(lines)
-        if record and place < end and (record.get("step") is None or record["step"] <= step)
+        if record
+        and (
+            record.get("event") == "resumed"
+            or (place < end and (record.get("step") is None or record["step"] <= step))
+        )
     ]

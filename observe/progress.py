@@ -95,6 +95,9 @@ class Progress:
         if self._in_place and self._open_line:
             self._stream.write("\r\x1b[K")
             self._open_line = False
+        elif self._held_back:  # it came before what is to be said
+            self._print(self._held_back)
+            self._held_back = ""
         self._print(text)
 
     def close(self) -> None:

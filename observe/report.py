@@ -144,7 +144,8 @@ def _state(history: History) -> str:
     last = history.last
     if not last:
         return "nothing recorded yet"
-    state = "finished" if history.finished else "stopped, or still running,"
+    stopped = "stopped" if history.records[-1].get("event") == "stopped" else "stopped, or still running,"
+    state = "finished" if history.finished else stopped
     resumed = len(history.events("resumed"))
     again = f", resumed {resumed} time{'s' if resumed > 1 else ''}" if resumed else ""
     return (

@@ -7,6 +7,6 @@ allocated.
 """
 
 from settings.reading import read
-from settings.sections import ConfigError, Problem, Section, as_plain, validate
+from settings.sections import ConfigError, Problem, Section, as_plain, differences, validate
 
-__all__ = ["ConfigError", "Problem", "Section", "as_plain", "read", "validate"]
+__all__ = ["ConfigError", "Problem", "Section", "as_plain", "differences", "read", "validate"]

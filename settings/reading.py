@@ -73,7 +73,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             continue
         try:
             _lay_over(raw, key.split("."), value)
-        except (IndexError, TypeError) as error:
+        except TypeError as error:
             problems.append(Problem(key, text, f"override a key that exists ({error})"))
     if problems:
         raise ConfigError(problems)
@@ -98,6 +98,8 @@ def _lay_over(place: Any, parts: list[str], value: Any, above: str = "") -> None
         if not part.lstrip("-").isdigit():
             raise TypeError(f"{above} is a list: name its entries 0 to {len(place) - 1}, or * for all of them")
         part = int(part)
+        if not -len(place) <= part < len(place):
+            raise TypeError(f"{above} has the entries 0 to {len(place) - 1}")
     elif not isinstance(place, dict):
         raise TypeError(f"{above} holds a single value, not keys")
     if not rest:

@@ -121,6 +121,20 @@ def as_plain(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True)
 
 
+def differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value before, value after) of all that is not equal in two plain configs; None where one has none."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = {**before, **after}
+        pairs = [(str(name), before.get(name), after.get(name)) for name in names]
+    elif isinstance(before, list) and isinstance(after, list) and any(isinstance(x, dict) for x in before + after):
+        longest = max(len(before), len(after))
+        padded = [values + [None] * (longest - len(values)) for values in (before, after)]
+        pairs = [(str(place), *pair) for place, pair in enumerate(zip(*padded, strict=True))]
+    else:
+        return [(key, before, after)] if before != after else []
+    return [found for name, one, other in pairs for found in differences(one, other, f"{key}.{name}" if key else name)]
+
+
 def _from_pydantic(error: pydantic.ValidationError, raw: Any) -> list[Problem]:
     """One problem for each wrong key; the members of a union complain one by one, and are heard as one."""
     remedies: dict[str, tuple[object, list[str]]] = {}

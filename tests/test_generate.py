@@ -46,3 +46,10 @@ def test_whoever_closes_the_pipe_has_seen_enough(run_folder):
     process.stdout.close()
     assert process.stderr.read() == b""
     process.wait(60)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_smaller_weights_write_as_well(run_folder, weights):
+    command = [sys.executable, "generate.py", "--checkpoint", run_folder, "--weights", weights, "--max-new-tokens", "5"]
+    done = subprocess.run([*command, "the quick"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("the quick"), done.stderr

@@ -36,13 +36,16 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     TRAIN: SMALL_DEFAULT,
     f"{TRAIN} --config configs/tinystories-cpu.yaml": SMALL_TINYSTORIES,
     "python multigpu_train.py --config configs/tinystories-cpu.yaml --dry-run": [],
-    f"{TRAIN} run.name=wider model.d_model=192 phases.0.tokens=1_000_000": SMALL_DEFAULT,
+    f"{TRAIN} run.name=mine 'data.sources={{mine: {{from: \"jsonl:PATH\"}}}}' 'phases.*.data={{mine: 1}}' 'phases.*.probes=[]'": [  # noqa: E501
+        override for override in SMALL_DEFAULT if not override.startswith("data.sources.")
+    ],
+    "python multigpu_train.py --config configs/flow-1b.yaml --dry-run": [],
     "python -m data.prepare --config configs/tinystories-cpu.yaml": SMALL_TINYSTORIES,
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 multigpu_train.py run.name=two": SMALL_DEFAULT,  # noqa: E501
     'python generate.py --checkpoint runs/default "Once upon a time"': [],
     'python generate.py --checkpoint runs/default --temperature 0.7 --top-p 0.9 --max-new-tokens 60 "One day" "The dog"': [],  # noqa: E501
     "python -m observe.report runs/default": [],
-    "python -m tokenizer.train --from jsonl:../shared/data/tinystories/train.jsonl --vocab-size 4096 --out tokenizers/mine": [],  # noqa: E501
+    "python -m tokenizer.train --from jsonl:../shared/data/tinystories/train.jsonl --vocab-size 4096 --out runs/my-tokenizer": [],  # noqa: E501
 }
 
 
@@ -57,6 +60,7 @@ def checkout(tmp_path_factory) -> Path:
 
 def localised(text: str, real_data: Path) -> str:
     """The command or config with the real text's place on this machine."""
+    text = text.replace("jsonl:PATH", f"jsonl:{real_data}/tinystories/valid.jsonl")
     return text.replace("../shared/data", str(real_data))
 
 

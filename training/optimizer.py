@@ -115,14 +115,15 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, group: dict, parameters: list[nn.Parameter]) -> None:
         if not parameters:
             return
+        # torch counts a parameter's steps on its device; ours are counted once, for the whole model
+        steps = torch.full((len(parameters),), self.steps_taken - 1.0, device=parameters[0].device).unbind()
         adamw(
             parameters,
             [parameter.grad for parameter in parameters],
             [self._buffer(parameter, "exp_avg") for parameter in parameters],
             [self._buffer(parameter, "exp_avg_sq") for parameter in parameters],
             [],
-            # torch counts a parameter's steps; ours are counted once, for the whole model
-            [torch.tensor(float(self.steps_taken - 1), device=parameter.device) for parameter in parameters],
+            list(steps),
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],

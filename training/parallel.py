@@ -7,6 +7,7 @@ accumulation or backend does not count: the run's config decides, and a clash is
 
 import contextlib
 import datetime
+import inspect
 import os
 from collections.abc import Iterator
 
@@ -58,6 +59,8 @@ class Strategy:
             torch.set_num_threads(section.cpu_threads or max(1, usable_cores() // local))
         elif device == "cuda":
             torch.set_float32_matmul_precision("high")
+        beside_nccl = launched > 1 and backend == "nccl"
+        self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout) if beside_nccl else None
         self.dtype = _compute_dtype(section.precision, self.device)
 
     @property
@@ -73,11 +76,13 @@ class Strategy:
                 block.compile()  # in place, so that weights keep their names
         if self.world == 1:
             return objective
-        return nn.parallel.DistributedDataParallel(
+        wrapper = nn.parallel.DistributedDataParallel
+        newer = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # torch 2.13's name for it
+        return wrapper(
             objective,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **{"forward_sync_buffers" if newer else "broadcast_buffers": False},  # every rank has the same tables
         )
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -102,19 +107,21 @@ class Strategy:
         return nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
 
     def sum(self, *values: float | Tensor) -> list[float]:
-        """Each value summed over all ranks, in float64. A flag that any rank raises is above 0 on all of them."""
+        """Each value summed over all ranks, in float64. A flag that any rank raises is above 0 on all of them.
+
+        Numbers travel between the hosts' processors, so that a step that sums them does not wait for its GPU.
+        """
+        numbers = [float(value) for value in values]
         if self.world == 1:
-            return [float(value) for value in values]
-        dtype = torch.float64
-        parts = [torch.as_tensor(value, dtype=dtype, device=self.device) for value in values]
-        total = torch.stack(parts)
-        torch.distributed.all_reduce(total)
+            return numbers
+        total = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(total, group=self._hosts)
         return total.tolist()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
-            torch.distributed.barrier()
+            torch.distributed.barrier(group=self._hosts)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's weights by canonical name, whole, on the CPU."""

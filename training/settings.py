@@ -5,6 +5,7 @@ the fields of `models.ModelConfig`. This file is read by `--help` and config err
 """
 
 import dataclasses
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from settings import Problem, Section
 from tokenizer.settings import TokenizerSection
 from training.schedule import ScheduleSection
 
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RECALL_CONTEXT = 2048  # tokens that the recall probe's documents need
 
 _MODEL_FIELDS: dict[str, Any] = {field.name: (field.type, field.default) for field in dataclasses.fields(ModelConfig)}
@@ -44,7 +46,7 @@ class ModelSection(pydantic.create_model("_ModelFields", __base__=Section, **_MO
 class RunSection(Section):
     """The run's name and where it lives."""
 
-    name: str = pydantic.Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # its folder is <folder>/<name>
+    name: str = "default"  # the run's folder is <folder>/<name>
     folder: str = "runs"
     seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
     init_from: str | None = None  # a run or checkpoint whose weights a new run starts from; a resumed run ignores it
@@ -57,6 +59,9 @@ class RunSection(Section):
 
     def problems(self) -> list[Problem]:
         found = []
+        if not _RUN_NAME.fullmatch(self.name):
+            remedy = "it names a folder: use up to 100 letters, digits, . _ and -, a letter or digit first"
+            return [Problem("name", self.name, remedy)]
         blocking = next((place for place in (self.path, *self.path.parents) if place.exists()), None)
         if blocking is not None and not blocking.is_dir():
             remedy = f"{blocking} is a file: name a folder, which is made when needed, or move the file"

@@ -36,6 +36,8 @@ def start(config: RunConfig) -> Outcome:
         if strategy.is_main:
             for path, problems in trainer.skipped.items():
                 trainer.watch.say(f"skipped {path}: {'; '.join(problems)}")
+            if trainer.changes:
+                trainer.watch.say("the config has changed since:\n  " + "\n  ".join(trainer.changes))
         return trainer.run()
     finally:
         strategy.close()

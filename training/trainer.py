@@ -20,7 +20,8 @@ from checkpoints import checkpoint
 from data.loader import Batch, PhaseLoader
 from data.prepare import Prepared
 from models import build_model
-from settings import as_plain
+from models.attention import choose_kernel
+from settings import as_plain, differences
 from storage import folder
 from training import examine
 from training.objectives import NextToken
@@ -69,6 +70,8 @@ class Trainer:
         resumed = self._restore()
         self.total_steps = self._total_steps()
         self.watch = Watch(config, strategy, self.model_config, self.total_steps, resumed, self.state)
+        kernel = choose_kernel(strategy.device, self.model_config.d_head)
+        self.watch.say(f"attention: {kernel.name} ({kernel.reason})")
         self._stop_requested = False
         self._saved_at = time.monotonic()
 
@@ -78,7 +81,8 @@ class Trainer:
             signal.signal(name, self._request_stop)
         while len(self.state.phases_done) < len(self.config.phases):
             if not self._run_phase(self._phase):
-                self.watch.close(f"stopped at step {self.state.step}: the same command goes on from there")
+                self.watch.event("stopped", self.state)
+                self.watch.close(f"stopped at step {self.state.step}: {self._way_on()}")
                 return Outcome.STOPPED
         self.watch.close(f"finished: {self.state.step} steps, {self.state.tokens:,} tokens")
         return Outcome.FINISHED
@@ -195,8 +199,11 @@ class Trainer:
         return every is not None and self.state.step % every == 0
 
     def _should_stop(self) -> bool:
+        return self._stop_requested or self._limit_reached()
+
+    def _limit_reached(self) -> bool:
         limit = self.config.run.stop_after_steps
-        return self._stop_requested or (limit is not None and self.state.step >= limit)
+        return limit is not None and self.state.step >= limit
 
     def _should_save(self) -> bool:
         if not self.strategy.is_main or self.state.cursor == 0:
@@ -228,7 +235,7 @@ class Trainer:
         """Take up the newest checkpoint of this run that verifies, else the weights of `init_from`, if there are any;
         returns the checkpoint that the run goes on from."""
         path, skipped = checkpoints.newest(self.folder / "checkpoints")
-        self.skipped = skipped
+        self.skipped, self.changes = skipped, []
         if path is not None:
             self._check_same_run(path)
             self.state = checkpoint.read_state(path)
@@ -237,31 +244,29 @@ class Trainer:
         elif self.config.run.init_from is not None:
             source = checkpoints.locate(self.config.run.init_from)
             there, weights = checkpoints.read_model(source)
-            _check_same(source, {"model": (there.identity(), self.model_config.identity())})
+            _check_same(source, {"model": there.identity()}, {"model": self.model_config.identity()})
             self.strategy.load_state(self.model, weights)
         return path
 
     def _check_same_run(self, path: Path) -> None:
+        """Refuse a config that would make another run of the checkpoint at `path`; list what else has changed."""
         from tokenizer import Tokenizer
 
-        saved_tokenizer = Tokenizer.load(path / checkpoint.TOKENIZER)
-        state = checkpoint.read_state(path)
-        pairs = {
-            "model": (checkpoint.read_model_config(path).identity(), self.model_config.identity()),
-            "tokenizer fingerprint": (saved_tokenizer.fingerprint, self.prepared.tokenizer.fingerprint),
-            "run.seed": (state.seed, self.config.run.seed),
-        }
-        saved_phases, done = checkpoint.read_run_config(path)["phases"], len(state.phases_done)
-        for index, name in enumerate(state.phases_done):
-            pairs[f"phases.{index}.name"] = (name, self._phase_setting(index, "name"))
-        for key in SAMPLE_ORDER if state.cursor else ():  # in the middle of a phase, `cursor` counts its samples
-            pairs[f"phases.{done}.{key}"] = (saved_phases[done][key], self._phase_setting(done, key))
-        _check_same(path, pairs)
-
-    def _phase_setting(self, index: int, key: str) -> Any:
-        """One setting of one phase as the config has it now, or None when it has no such phase."""
-        phases = self.config.phases
-        return as_plain(phases[index])[key] if index < len(phases) else None
+        state, saved = checkpoint.read_state(path), checkpoint.read_run_config(path)
+        tokenizers = Tokenizer.load(path / checkpoint.TOKENIZER), self.prepared.tokenizer
+        before = {"model": checkpoint.read_model_config(path).identity(), "run": {"seed": state.seed}}
+        now = {"model": self.model_config.identity(), "run": {"seed": self.config.run.seed}}
+        before["tokenizer fingerprint"], now["tokenizer fingerprint"] = (one.fingerprint for one in tokenizers)
+        for config, phases in ((before, saved["phases"]), (now, as_plain(self.config)["phases"])):
+            done = len(state.phases_done)
+            config["phases"] = [{"name": phase["name"]} for phase in phases[:done]]
+            if state.cursor:  # in the middle of a phase, `cursor` counts its samples
+                config["phases"] += [{key: phase[key] for key in SAMPLE_ORDER} for phase in phases[done : done + 1]]
+        _check_same(path, before, now)
+        self.changes = [
+            f"{key}: {one!r} before, {other!r} now" + (" (that phase is over)" if _is_over(key, state) else "")
+            for key, one, other in differences(saved, as_plain(self.config))
+        ]
 
     def _build_optimizer(self) -> MuonAdamW:
         settings = self.config.optimizer
@@ -289,6 +294,7 @@ class Trainer:
             micro_rows=phase.micro_batch,
             rank=self.strategy.rank,
             world=self.strategy.world,
+            pin_memory=self.strategy.device.type == "cuda",
         )
 
     def _samples(self, phase: PhaseSection) -> int:
@@ -300,23 +306,27 @@ class Trainer:
         done = self.state.cursor // self._phase.batch_rows if left else 0
         return self.state.step + sum(left) - done
 
+    def _way_on(self) -> str:
+        if self._limit_reached():
+            return f"raise or drop run.stop_after_steps={self.config.run.stop_after_steps} to go on from there"
+        return "the same command goes on from there"
+
     def _request_stop(self, number: int, _frame: Any) -> None:
         self._stop_requested = True
 
 
-def _check_same(path: Path, pairs: dict[str, tuple[Any, Any]]) -> None:
-    differences = []
-    for name, (saved, wanted) in pairs.items():
-        if isinstance(saved, dict) and isinstance(wanted, dict):
-            differences += [f"{name}.{key}: {saved.get(key)!r} there, {wanted.get(key)!r} in the config"
-                            for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]  # fmt: skip
-        elif saved != wanted:
-            differences.append(f"{name}: {saved!r} there, {wanted!r} in the config")
-    if differences:
+def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if changed := differences(before, now):
         raise RunMismatch(
             f"{path} holds another run than the config describes; choose another run.name, or set back:\n  "
-            + "\n  ".join(differences)
+            + "\n  ".join(f"{key}: {there!r} there, {here!r} in the config" for key, there, here in changed)
         )
+
+
+def _is_over(key: str, state: checkpoints.RunState) -> bool:
+    """Whether a config's key belongs to a phase that is done."""
+    section, _, rest = key.partition(".")
+    return section == "phases" and int(rest.partition(".")[0]) < len(state.phases_done)
 
 
 def save_resolved_config(config: RunConfig) -> None:

@@ -90,6 +90,8 @@ class Watch:
         self.tracker = open_tracker(config.watch.wandb, folder, as_plain(config), say=self.say)
         environment = hardware.environment(strategy.device)
         self.peak_flops = self._peak_flops()
+        if resumed and len(state.phases_done) == len(config.phases):
+            return  # nothing is left to train
         self.event("resumed" if resumed else "started", state, environment=environment)
         if resumed:
             self.say(f"resumed from {resumed} at step {state.step}")

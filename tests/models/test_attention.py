@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.attention import Layout, attend_to_cache, attention, reference
+from models.attention import BLOCK, Layout, attend_to_cache, attention, choose_kernel, reference
 
 LENGTH = 37
 DOCUMENTS = {
@@ -140,6 +140,82 @@ def test_a_windowed_layer_costs_operations_linear_in_length():
     each_key = 3 * 4 * heads * width  # scores and values, forward and twice that backward, a multiply and an add each
     assert operations(512) == 512 * 2 * window * each_key
     assert operations(2048) == 2048 * 2 * window * each_key
+
+
+# The CUDA kernel's masks, on the CPU
+
+
+def dense(mask, rows, length):
+    """[B, T, T] bool: what a kernel sees that visits the listed blocks and looks inside the partial ones."""
+    allowed = torch.zeros(rows, length, length, dtype=torch.bool)
+    places = torch.arange(length)
+    for row in range(rows):
+        source = min(row, mask.kv_num_blocks.shape[0] - 1)
+        inside = mask.mask_mod(torch.tensor(row), torch.tensor(0), places[:, None], places[None, :])
+        for counts, indices, whole in (
+            (mask.kv_num_blocks, mask.kv_indices, False), (mask.full_kv_num_blocks, mask.full_kv_indices, True)
+        ):  # fmt: skip
+            for block in range(counts.shape[-1]):
+                for other in indices[source, 0, block, : counts[source, 0, block]].tolist():
+                    queries, keys = slice(block * BLOCK, (block + 1) * BLOCK), slice(other * BLOCK, (other + 1) * BLOCK)
+                    assert not allowed[row, queries, keys].any(), "a block is listed twice"
+                    allowed[row, queries, keys] = True if whole else inside[queries, keys]
+                    assert allowed[row, queries, keys].any(), "a block is visited for nothing"
+    return allowed
+
+
+def flex_documents(length):
+    """Boundaries at and off the blocks' edges, documents within a block and across several, one row whole."""
+    cuts = torch.zeros(3, length, dtype=torch.int64)
+    for row, starts in enumerate(([1, 5, 127, 128, 129, 300, 301], [128, 256, 384], [])):
+        for start in starts:
+            cuts[row, start:] += 1
+    return cuts
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [60, 128, 300, 513])
+@pytest.mark.parametrize("window", [1, 64, 128, 130, 257, 1000, None])
+def test_flex_attention_visits_just_the_blocks_that_it_must(length, window, packed):
+    document_ids = flex_documents(length) if packed else None
+    mask = Layout.of(document_ids, length, torch.device("cpu"), "flex").mask(window)
+    if mask is None:
+        assert not packed and (window or length) >= length
+        return
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    expected = ((j <= i) & (j > i - (window or length)))[None].expand(3, -1, -1)
+    if packed:
+        expected = expected & (document_ids[:, :, None] == document_ids[:, None, :])
+    assert torch.equal(dense(mask, 3, length), expected)
+
+
+@pytest.mark.parametrize(("window", "length"), [(64, 300), (128, 257), (None, 300)])
+def test_flex_attention_equals_the_reference(window, length):
+    document_ids = flex_documents(length)
+    query, key, value = (x.detach() for x in draw(6, 2, length, batch=3))
+    mask = Layout.of(document_ids, length, torch.device("cpu"), "flex").mask(window)
+    found = attention(query, key, value, window, mask)
+    assert relative_error(found, reference(query, key, value, window, document_ids)) < 1e-5
+
+
+def test_flex_masks_are_made_without_a_dense_tensor(recorder):
+    document_ids = (torch.arange(8192) // 300)[None]
+    with recorder:
+        Layout.of(document_ids, 8192, torch.device("cpu"), "flex").mask(128)
+    assert recorder.largest <= 4 * 8192
+
+
+def test_the_kernel_is_chosen_by_device_with_a_reason(monkeypatch):
+    assert choose_kernel(torch.device("cpu"), 64).name == "banded"
+    for capability, width, name, reason in (
+        ((9, 0), 64, "flex", "CUDA"), ((8, 0), 16, "flex", "CUDA"), ((7, 5), 64, "banded", "has 7.5"),
+        ((8, 9), 8, "banded", "heads of width 16, these have 8"),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, capability=capability: capability)
+        choose_kernel.cache_clear()
+        chosen = choose_kernel(torch.device("cuda"), width)
+        assert chosen.name == name and reason in chosen.reason
+    choose_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("new", [1, 5])

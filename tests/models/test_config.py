@@ -34,7 +34,9 @@ def counted(config):
     with torch.device("meta"):
         model = Transformer(config)
     total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.embedding.weight.numel()
+    tables = ("embedding.weight", "position_embedding.weight", "head.weight")
+    embedding = sum(parameter.numel() for name, parameter in model.named_parameters() if name in tables)
+    assert config.vectors == sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
     return {"embedding": embedding, "hidden": total - embedding, "total": total}
 
 
@@ -50,6 +52,14 @@ def test_published_shapes_have_their_exact_size(count):
         {},
         dict(head_dim=20, n_heads=3, n_kv_heads=3),
         dict(d_model=48, n_heads=6, n_kv_heads=1, d_ff=7, n_layers=1, vocab_size=11),
+        dict(norm="layer"),
+        dict(norm="layer", bias=True),
+        dict(bias=True, head_dim=20),
+        dict(feed_forward="gelu", bias=True),
+        dict(feed_forward="gelu", positions="learned", context=77),
+        dict(qk_norm=True, head_dim=24),
+        dict(tied_head=False),
+        dict(tied_head=False, positions="learned", norm="layer", bias=True, feed_forward="gelu", qk_norm=True),
     ],
 )
 def test_the_count_is_that_of_the_built_model(shape):
@@ -122,6 +132,8 @@ def test_flops_of_a_long_context_grow_only_with_global_layers():
         (dict(architecture="mamba", vocab_size=-1), ["architecture", "vocab_size"]),
         (dict(norm_eps=0.0, global_every=0), ["global_every", "norm_eps"]),
         (dict(embedding_scale=0.0, copy_init=-1.0), ["embedding_scale", "copy_init"]),
+        (dict(norm="batch", positions="alibi", dropout=1.0), ["norm", "positions", "dropout"]),
+        (dict(head_dim=5, positions="learned"), []),
         ({}, []),
     ],
 )
@@ -137,3 +149,30 @@ def test_impossible_shapes_are_named_all_at_once(change, keys):
 def test_plans_do_not_wait_for_torch():
     code = "import sys, models, models.sampling; models.ModelConfig().parameters(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (dict(dropout=0.5, copy_init=2.0, gradient_checkpointing=True), True),
+        (dict(context=77), True),
+        (dict(context=77, positions="learned"), False),
+        (dict(head_dim=32), True),  # what d_model / n_heads is
+        (dict(head_dim=16), False),
+        (dict(rope_base=5.0), False),
+        (dict(rope_base_global=5.0), False),
+        (dict(norm_eps=1e-5), False),
+        (dict(embedding_scale=2.0), False),
+    ],
+)
+def test_identity_is_what_weights_mean(change, same):
+    config = ModelConfig(positions=change.get("positions", "rope"))
+    assert (config.identity() == ModelConfig(**change).identity()) == same
+
+
+def test_what_no_layer_uses_is_no_part_of_the_identity():
+    full = dict(window=None)
+    assert ModelConfig(**full).identity() == ModelConfig(**full, rope_base=5.0, global_every=None).identity()
+    windowed = dict(global_every=None)
+    assert ModelConfig(**windowed).identity() == ModelConfig(**windowed, rope_base_global=5.0).identity()
+    assert ModelConfig(window=None).identity() == ModelConfig(window=8, global_every=1).identity()

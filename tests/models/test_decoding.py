@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import ModelConfig
-from models.decoding import filter_logits, generate, prefill
+from models.decoding import compile_steps, filter_logits, generate, prefill
 from models.sampling import Sampling
 
 SMALL = ModelConfig(vocab_size=61, context=96, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
@@ -375,3 +375,13 @@ def test_generation_gives_the_model_back_as_it_was(small):
         assert small.training is training
     small.train()
     small.hidden_states(tokens(SMALL)).sum().backward()  # nothing of inference mode is left in the weights
+
+
+@pytest.mark.campaign
+def test_compiled_steps_write_the_same(awake):
+    """Past the window and the ring's first round. Compiling takes a minute or two on a CPU."""
+    prompt = tokens(SMALL, 20)[0].tolist()
+    expected = generate(awake(SMALL), [prompt], 60, sampling=Sampling(temperature=0))
+    model = awake(SMALL)
+    compile_steps(model)
+    assert generate(model, [prompt], 60, sampling=Sampling(temperature=0)) == expected

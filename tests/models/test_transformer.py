@@ -193,7 +193,7 @@ def test_rotary_tables_are_exact_to_fp32_at_any_position():
     position = 32767
     frequencies = [1e6 ** (-2 * pair / 64) for pair in range(32)]
     exact = torch.tensor([math.cos(position * frequency) for frequency in frequencies])
-    torch.testing.assert_close(table.cos[position], exact, rtol=0, atol=1e-7)
+    torch.testing.assert_close(table.cos[position, :32], exact, rtol=0, atol=1e-7)
     assert len(torch.cat([table.cos, table.sin], dim=1).unique(dim=0)) == 32768
 
 

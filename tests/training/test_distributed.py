@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from models import build_model
 from observe.metrics import MetricsLog
+from tests.training.sharded_start import CONFIG
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TWO = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
@@ -56,6 +60,28 @@ def test_one_then_two_then_one_process_is_one_run(tiny, run, whole):
     finished = run(*ONE, *arguments)
     assert finished.returncode == 0 and "at step 17" in finished.stderr, finished.stderr
     assert_agree(whole, losses(arguments))
+
+
+def test_two_processes_drop_what_one_drops(tiny, run):
+    """Dropout's masks follow the sample, not the rank or the micro-batch."""
+    dropout = ["model.dropout=0.2", "phases.0.tokens=4096", "phases.1.tokens=2048", "phases.2.tokens=2048"]
+    for name, command in (("one", ONE), ("two", TWO)):
+        finished = run(*command, *tiny(name, *dropout), ACCELERATE_USE_CPU="true")
+        assert finished.returncode == 0, finished.stderr
+    assert_agree(losses(tiny("one")), losses(tiny("two")))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sharded_ranks_draw_together_what_one_process_draws(run, tmp_path, ranks):
+    """Each rank only its own rows, bit for bit, whether or not the rows divide by the ranks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", "0"]
+    finished = run(*launch, "tests/training/sharded_start.py", tmp_path / "whole.safetensors", PYTHONPATH=".")
+    assert finished.returncode == 0, finished.stderr
+    found = load_file(tmp_path / "whole.safetensors")
+    expected = build_model(CONFIG, seed=7).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from settings import ConfigError, read, validate
 from training.parallel import LaunchError
 from training.settings import RunConfig
 from training.start import start
-from training.trainer import Outcome
+from training.trainer import Outcome, RunMismatch
 
 SHORT = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
 
@@ -45,6 +45,32 @@ def test_a_run_from_other_weights_keeps_their_tokenizer_and_is_resumed(tiny):
     second = tiny("second", longer, f"run.init_from={there}", "data.sources.stories.documents=70")
     assert train([*second, "run.stop_after_steps=1"]) is Outcome.STOPPED
     assert train(second) is Outcome.FINISHED
+
+
+def test_a_run_may_start_from_a_stock_hugging_face_folder(tiny, tmp_path):
+    """Its weights and, unless the config names another, its tokenizer; another shape is refused."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from checkpoints import load_model
+    from data import embedded
+    from tokenizer import Tokenizer
+
+    stock = tmp_path / "stock"
+    shape = dict(vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True)  # fmt: skip
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+    theirs.save_pretrained(stock)
+    Tokenizer.train(list(embedded.documents("stories", "train", 200, 1)), 1024).save(stock)
+    ours = ["model.window=null", "model.rope_base_global=10000.0", f"run.init_from={stock}"]
+    still = ["optimizer.muon_lr=1e-12", "optimizer.adamw_lr=1e-12"]
+    assert train(tiny("stock", SHORT, *ours, *still)) is Outcome.FINISHED
+    model, tokenizer, _ = load_model(tmp_path / "runs" / "stock")
+    assert tokenizer.fingerprint == Tokenizer.load(stock).fingerprint
+    expected = load_model(stock)[0].state_dict()
+    assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in model.state_dict().items())
+    with pytest.raises(RunMismatch, match=r"model\.d_ff: 64 there, 96 in the config"):
+        train(tiny("other", SHORT, *ours, "model.d_ff=96"))
 
 
 def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_path, run):

@@ -1,0 +1,104 @@
+"""Does a windowed layer cost the same a token at any length? python -m benchmarks.attention_scaling --json FILE
+
+The attention sub-layer alone (projections, rotation, attention, output), forward and backward, one sample, one thread,
+fp32, at the head shapes of two recipes, and the same layer seeing everything beside it. Memory is what the process
+held at most beyond what it held before. Exit code 1: a windowed layer's cost a token at the longest length is 1.15
+times that at the shortest, or its memory has grown 1.15 times as fast as the length.
+"""
+
+import sys
+import time
+from typing import Any
+
+from benchmarks import result
+
+SHAPES = ("helium-13m", "flow-1b")
+ALLOWED = 1.15
+
+
+def main() -> int:
+    """Measure every shape and length, print the table, write the JSON."""
+    parser = result.parser(__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--repeats", type=int, default=5, help="processes a length; lengths take turns")
+    arguments = parser.parse_args()
+    rows = []
+    for recipe in SHAPES:
+        for windowed in (True, False):
+            runs: dict[int, list[dict[str, Any]]] = {length: [] for length in arguments.lengths}
+            for _ in range(arguments.repeats if windowed else max(1, arguments.repeats // 2)):
+                for length in arguments.lengths:
+                    found = result.isolated(measure, recipe=recipe, length=length, windowed=windowed)
+                    runs[length].append(found)
+            rows += summarised(recipe, windowed, runs)
+            print(result.table(rows[-len(runs) :]) + "\n", flush=True)
+    holds = all(row["holds"] for row in rows)
+    result.write("attention_scaling", rows, arguments.json)
+    return 0 if holds else 1
+
+
+def summarised(recipe: str, windowed: bool, runs: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a length: medians, and their growth from the shortest length."""
+    shortest = min(runs)
+
+    def middle(length: int, key: str) -> float:
+        return result.median([run[key] for run in runs[length]])
+
+    rows = []
+    for length in runs:
+        cost = middle(length, "seconds_per_token") / middle(shortest, "seconds_per_token")
+        memory = (middle(length, "memory") / middle(shortest, "memory")) / (length / shortest)
+        rows.append(
+            {
+                "recipe": recipe,
+                "layer": "windowed" if windowed else "full",
+                "length": length,
+                "microseconds_per_token": 1e6 * middle(length, "seconds_per_token"),
+                "spread": result.spread([run["seconds_per_token"] for run in runs[length]]),
+                "cost_growth": cost,
+                "memory_mib": middle(length, "memory") / 2**20,
+                "memory_growth_by_length": memory,
+                "holds": not windowed or (cost <= ALLOWED and memory <= ALLOWED),
+            }
+        )
+    return rows
+
+
+def measure(recipe: str, length: int, windowed: bool) -> dict[str, Any]:
+    """CPU-seconds a token of one forward and backward pass, the median of several, and the memory they took."""
+    import torch
+
+    from models.attention import Layout
+    from models.transformer import Attention, RotaryTable
+    from observe.hardware import memory_in_use
+
+    torch.manual_seed(0)
+    config = result.recipe_model(recipe, context=length, **({} if windowed else {"window": None}))
+    layer = Attention(config, 0)
+    x = torch.randn(1, length, config.d_model, requires_grad=True)
+    rotation = RotaryTable(length, config.d_head, 1e4)(torch.arange(length)[None])
+    weight = torch.randn(1, length, config.d_model)
+    _pass(layer, torch.randn(1, 256, config.d_model), rotation, 256, weight)  # loads the kernels
+    before = memory_in_use()
+    mask = Layout.of(None, length, x.device).mask(layer.window)
+    times = []
+    for _ in range(2 + 8192 // length):
+        began = time.process_time()
+        out = layer(x, rotation, mask)
+        (out * weight).sum().backward()
+        times.append((time.process_time() - began) / length)
+        layer.zero_grad()
+        x.grad = None
+    return {"seconds_per_token": result.median(times[1:]), "memory": result.peak_memory() - before}
+
+
+def _pass(layer: Any, x: Any, rotation: Any, length: int, weight: Any) -> None:
+    from models.attention import Layout
+
+    part = tuple(table[:, :, :length] for table in rotation)
+    out = layer(x, part, Layout.of(None, length, x.device).mask(layer.window))
+    (out * weight[:, :length]).sum().backward()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

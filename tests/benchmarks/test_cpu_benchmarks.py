@@ -1,0 +1,43 @@
+"""The CPU benchmarks measure what they say, on tables small enough for a test. Their figures are no test's business."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import attention_scaling, decode, result, train_throughput
+
+
+@pytest.mark.parametrize("side", train_throughput.SIDES)
+def test_every_side_trains(side):
+    measured = train_throughput.measure(side, "helium-13m", batch=1, context=16, steps=1, precision="fp32")
+    assert measured["rate"] > 0
+    assert measured["first_loss"] == pytest.approx(10.4, abs=0.3)
+    assert measured["last_loss"] < measured["first_loss"]
+
+
+@pytest.mark.parametrize("side", decode.SIDES)
+def test_every_side_writes(side):
+    assert decode.measure(side, "helium-13m", tokens=5)["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_attention_is_measured_forward_and_backward(windowed):
+    measured = attention_scaling.measure("helium-13m", length=512, windowed=windowed)
+    assert measured["seconds_per_token"] > 0 and measured["memory"] >= 0
+
+
+def test_a_measurement_has_a_process_of_its_own(run, tmp_path):
+    """One thread, its own peak memory, its errors told; and the table reaches the file."""
+    found = result.isolated(decode.measure, side="fp32", recipe="helium-13m", tokens=3)
+    assert 100e6 < found["peak_memory"] < 2e9 and found["tokens_per_second"] > 0
+    with pytest.raises(RuntimeError, match="no-such-recipe"):
+        result.isolated(decode.measure, side="fp32", recipe="no-such-recipe", tokens=3)
+    command = [sys.executable, "-m", "benchmarks.decode", "--tokens", "4", "6", "--repeats", "1", "--most-theirs", "4"]
+    finished = run(*command, "--json", tmp_path / "decode.json")
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
+    assert [(row["tokens"], row["side"]) for row in rows] == [
+        *((4, side) for side in decode.SIDES), *((6, side) for side in decode.OURS)
+    ]  # fmt: skip
+    assert all(row["times_transformers"] for row in rows[:5])

@@ -1,0 +1,91 @@
+"""Every recipe of configs/ loads, has its published size, and trains on a local file by the override it promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import load_model
+from models import build_model
+from observe.metrics import MetricsLog
+from settings import read, validate
+from tokenizer import Tokenizer
+from training.budget import plan
+from training.settings import RunConfig
+from training.start import start
+from training.trainer import Outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMETERS = {
+    "helium-13m": 13_439_232,
+    "helium-nano-45m": 42_609_152,
+    "slm-tinystories": 51_213_824,
+    "smollm-135m": 134_515_008,
+    "smolm135": 148_965_696,
+    "flow-1b": 1_199_646_720,
+    "flow-qwen": 596_049_920,
+    "tinystories-cpu": 4_984_064,
+}
+
+
+def recipe(name: str, *overrides: str) -> RunConfig:
+    return validate(RunConfig, read(ROOT / "configs" / f"{name}.yaml", overrides))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple[Path, Path]:
+    """A small file of documents, and a tokenizer for the recipes that name one on the Hub."""
+    from data import embedded
+
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [*embedded.documents("stories", "train", 300, 1), *embedded.documents("recall", "train", 12, 1)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    Tokenizer.train(texts, 1024).save(folder / "tokenizer")
+    return folder / "mine.jsonl", folder / "tokenizer"
+
+
+def test_no_recipe_is_forgotten():
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_recipe_has_its_published_size(name):
+    if name == "tinystories-cpu":
+        config = recipe(name, "data.sources.*.from=embedded:stories", "data.sources.*.valid_from=null",
+                        "data.sources.*.documents=10")  # fmt: skip
+    else:
+        config = recipe(name)
+        assert all(source.from_.startswith("hub:") for source in config.data.sources.values())
+    planned = plan(config)
+    assert planned.model.parameters()["total"] == PARAMETERS[name]
+    built = build_model(planned.model, device="meta")
+    assert sum(parameter.numel() for parameter in built.parameters()) == PARAMETERS[name]
+    assert planned.tokens == pytest.approx(sum(phase.tokens for phase in config.phases), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
+    """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens."""
+    text, tokenizer = corpus
+    heads = recipe(name, "data.sources.*.from=embedded:stories", "data.sources.*.documents=9",
+                   "data.sources.*.valid_from=null").model.n_heads  # fmt: skip
+    config = recipe(
+        name,
+        f"data.sources.*.from=jsonl:{text}",
+        "data.sources.*.valid_from=null", "data.sources.*.documents=null", "data.sources.*.field=text",
+        f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}", f"tokenizer.path={tokenizer}",
+        "model.vocab_size=null", f"model.d_model={4 * heads}", "model.head_dim=4", f"model.d_ff={8 * heads}",
+        "parallel.device=cpu", "parallel.cpu_threads=1", "watch.wandb=off", "watch.sample_tokens=3",
+        "watch.log_every=1",
+        "phases.*.tokens=4096", "phases.*.batch_tokens=2048", "phases.*.micro_batch=4", "evaluation.final_tokens=2048",
+        "evaluation.every_steps=null",
+    )  # fmt: skip
+    assert start(config) is Outcome.FINISHED
+    model, _, shape = load_model(config.run.path)
+    assert shape == config.model.config(shape.vocab_size, config.longest_context)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    losses = [record["loss"] for record in MetricsLog.read(config.run.path / "metrics.jsonl") if "lr" in record]
+    assert len(losses) == 2 * len(config.phases)
+    assert losses[0] == pytest.approx(torch.tensor(float(shape.vocab_size)).log().item(), rel=0.02)
+    assert losses[-1] < losses[0]
