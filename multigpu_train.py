@@ -11,6 +11,7 @@ import json
 import os
 import sys
 
+from models import host
 from settings import ConfigError, read, validate
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -40,9 +41,7 @@ def main() -> int:
         if is_main:
             print(json.dumps(estimate.as_json()) if arguments.json else estimate.as_text())
         return 0
-    # Read when torch is first imported. Threads that spin while they wait for each other lose nine tenths of the speed
-    # as soon as anything else runs on one of their cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    host.prepare()
     from training.start import CANNOT_START, start
 
     try:

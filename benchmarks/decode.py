@@ -4,7 +4,7 @@ One sequence, one thread: tokens/s at several lengths, with fp32, bf16 and int8 
 transformers' Llama of the same shape (greedy, with its cache). Weights are random; speed does not depend on them. Each
 measurement has a process of its own, whose peak memory counts whole, imports and all; sides take turns, and medians
 count. transformers stops where its cost is plain: its attention sees everything, ours the recipe's windows. Our scripts
-ask for huge pages, which read memory faster; theirs is measured as its users run it, and with them too.
+prepare their process (models/host.py: huge pages); theirs is measured as its users run it, and prepared like ours.
 """
 
 import sys
@@ -15,7 +15,7 @@ from benchmarks import result
 
 PROMPT = 16
 OURS = ("fp32", "bf16", "int8")
-SIDES = (*OURS, "transformers", "transformers, huge pages")
+SIDES = (*OURS, "transformers", "transformers, prepared")
 
 
 def main() -> int:
@@ -33,8 +33,8 @@ def main() -> int:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for _ in range(arguments.repeats):
             for side in sides:
-                huge_pages = side != "transformers"
-                found = result.isolated(measure, huge_pages, side=side, recipe=arguments.recipe, tokens=tokens)
+                prepared = side != "transformers"
+                found = result.isolated(measure, prepared, side=side, recipe=arguments.recipe, tokens=tokens)
                 runs[side].append(found)
         for side in sides:
             rates = [run["tokens_per_second"] for run in runs[side]]
@@ -74,8 +74,8 @@ def measure(side: str, recipe: str, tokens: int) -> dict[str, Any]:
 def _ours(config: Any, weights: str) -> Any:
     from models import build_model
     from models.decoding import generate
-    from models.small_weights import for_decoding
     from models.sampling import Sampling
+    from models.small_weights import for_decoding
 
     model = for_decoding(build_model(config).eval(), weights)
     return lambda prompt, new: len(generate(model, [prompt], new, sampling=Sampling(temperature=0))[0])

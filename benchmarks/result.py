@@ -36,27 +36,25 @@ def write(name: str, rows: Any, path: Path | None, **details: Any) -> None:
     path.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
 
 
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # what our entry scripts set before they import torch
-
-
-def isolated(measure: Callable[..., dict[str, Any]], huge_pages: bool = True, **arguments: Any) -> dict[str, Any]:
+def isolated(measure: Callable[..., dict[str, Any]], prepared: bool = True, **arguments: Any) -> dict[str, Any]:
     """`measure(**arguments)` in a fresh process on one thread, so that its `peak_memory` (bytes) is its own.
 
     `measure` is a module's function; arguments and result are JSON. Raises RuntimeError with the process's last words
-    if it fails. `huge_pages`: as our entry scripts ask for them.
+    if it fails. `prepared`: with what our entry scripts tell a process about its memory (models/host.py).
     """
     module = measure.__module__
     if module == "__main__":
         module = sys.modules["__main__"].__spec__.name
     code = (
+        f"from models import host; {'host.prepare()' if prepared else 'pass'}; "
         "import json, sys; from importlib import import_module; from benchmarks import result; "
         f"measured = getattr(import_module({module!r}), {measure.__name__!r})(**json.loads(sys.argv[1])); "
         "print(json.dumps({**measured, 'peak_memory': result.peak_memory()}))"
     )
-    changes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(HUGE_PAGES if huge_pages else {})}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     finished = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
-        cwd=ROOT, env={**os.environ, **changes}, capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, **threads}, capture_output=True, text=True,
     )  # fmt: skip
     if finished.returncode:
         raise RuntimeError(f"{module}.{measure.__name__}({arguments}) failed:\n{finished.stderr[-2000:]}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # label of a position where nothing is learned
-LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}  # elements: what stays near the cores; what keeps a GPU busy
+LOGITS_AT_ONCE = {"cpu": 6 * 2**20, "cuda": 2**27}  # elements: what stays near the cores; what keeps a GPU busy
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
@@ -43,23 +43,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 trained = target != IGNORE
                 safe_target = target.where(trained, 0)[:, None]
                 logits = F.linear(cast_hidden, cast_weight).float()
-                grad = logits.softmax(dim=-1)  # of the loss by the logits, once 1 is taken off at each target
-                # log(sum(exp(logits))) is the largest logit less the log of its probability, which never underflows
-                largest, where = logits.max(dim=-1, keepdim=True)
-                log_norm = largest - grad.gather(1, where).log()
-                loss += ((log_norm - logits.gather(1, safe_target))[:, 0] * trained).sum()
+                largest = logits.amax(dim=-1, keepdim=True)
+                target_logit = logits.gather(1, safe_target)
+                exps = logits.sub_(largest).exp_()  # in the logits' own memory
+                total = exps.sum(dim=-1, keepdim=True)
+                loss += ((largest + total.log() - target_logit)[:, 0] * trained).sum()
                 if not (needs_hidden or needs_weight):
                     continue
-                del logits
-                grad = grad.scatter_add_(1, safe_target, grad.new_full(safe_target.shape, -1.0)).to(dtype)
+                # The gradient by the logits is exps / total, less 1 at the target. Dividing is done to narrow matrices,
+                # not to [chunk, V].
+                exps = exps.scatter_add_(1, safe_target, -total).to(dtype)
+                share = trained[:, None] / total
                 if needs_hidden:
-                    grad_hidden[part] = (grad @ cast_weight).mul_(trained[:, None])
+                    grad_hidden[part] = (exps @ cast_weight).to(hidden.dtype).mul_(share)
                 if needs_weight:
-                    learning = cast_hidden * trained[:, None]  # narrow, where masking `grad` would be a pass over V
+                    learning = (cast_hidden * share).to(dtype)
                     if dtype == grad_weight.dtype:
-                        grad_weight.addmm_(grad.T, learning)
+                        grad_weight.addmm_(exps.T, learning)
                     else:
-                        grad_weight += grad.T @ learning
+                        grad_weight += exps.T @ learning
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 

@@ -1,7 +1,9 @@
 """Weights as decoding likes them: small (bf16, or int8 with one scale a row) and side by side in memory.
 
 Decoding one sequence reads every weight once a token, so its speed is the weights' size over the memory's bandwidth:
-half the bytes, twice the speed. Side by side they lie on huge pages, where the processor reads ahead further. Norms compute and rotary tables stay in fp32; with bf16 weights everything else is bf16,
+half the bytes, twice the speed. Side by side they lie on huge pages, where the processor reads ahead further.
+
+Norms compute and rotary tables stay in fp32; with bf16 weights everything else is bf16,
 caches too, with int8 weights only the products' inputs are. For training neither is of use.
 """
 

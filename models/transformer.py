@@ -16,6 +16,7 @@ from models.attention import Layout, Mask, attend_to_cache, attention, choose_ke
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
 from models.dropout import Dropout
+from models.fused import rms_norm, swiglu
 from models.initial import Embedding, Linear
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
@@ -30,7 +31,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x.float(), self.weight.float(), self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -141,7 +142,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(swiglu(self.gate(x), self.up(x)))
 
 
 class GELU(nn.Module):

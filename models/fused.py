@@ -1,0 +1,54 @@
+"""RMSNorm and SwiGLU's product with hand-written gradients, for CPUs.
+
+CUDA has fused kernels for both, and torch.compile makes them; on a CPU torch falls back to single operations, each of
+which keeps what it has read for the backward pass. These keep their inputs alone, in fewer passes over memory.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019) over the last dimension."""
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (Shazeer 2020)."""
+    if gate.device.type == "cpu" and torch.is_grad_enabled():
+        return _SwiGLU.apply(gate, up)
+    return F.silu(gate) * up
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        """With n = x * scale and g = grad * weight: d weight = sum(grad * n), d x = scale * (g - n * mean(g * n))."""
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        grad_weight = (grad * normed).flatten(0, -2).sum(dim=0)
+        grad = grad * weight
+        share = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(x.shape[-1])
+        return grad.sub_(normed.mul_(share)).mul_(scale), grad_weight, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
