@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.config import LOGITS_AT_ONCE
+
 IGNORE = -100  # label of a position where nothing is learned
-LOGITS_AT_ONCE = {"cpu": 6 * 2**20, "cuda": 2**27}  # elements: what stays near the cores; what keeps a GPU busy
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
@@ -24,7 +25,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: 
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if chunk is None:
-        chunk = max(64, LOGITS_AT_ONCE.get(device, 2**24) // len(weight))
+        chunk = max(64, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cpu"]) // len(weight))
     return _LinearCrossEntropy.apply(hidden, weight, labels, chunk, dtype)
 
 

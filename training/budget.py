@@ -11,11 +11,13 @@ from typing import Any
 
 from data import embedded, sources
 from data.settings import SourceSection
-from models.config import ModelConfig
+from models.config import LOGITS_AT_ONCE, ModelConfig
 from settings import ConfigError, Problem
 from training.settings import PhaseSection, RunConfig
 
 GIB = 2**30
+PROCESS_BYTES = 400 * 2**20  # Python, torch and the libraries, before there is a model; a CUDA context is as large
+MOST_STACKED = 2**26  # matrix elements that training/optimizer.py orthogonalises together; read here without torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +108,9 @@ def _plan_phase(config: RunConfig, model: ModelConfig, phase: PhaseSection) -> P
 
 
 def memory_bytes(model: ModelConfig, config: RunConfig, phase: PhaseSection) -> dict[str, int]:
-    """Bytes of one process while it trains `phase`, by part: fp32 weights, gradients and optimizer state (one momentum
-    for Muon's matrices, two moments for the rest), activations kept for the backward pass, one chunk of logits."""
+    """Bytes of one process while it trains `phase`, by part: the process itself, fp32 weights, gradients and optimizer
+    state (one momentum for Muon's matrices, two moments for the rest), activations kept for the backward pass, one
+    chunk of logits with the head's gradient, and what Muon's products need beyond the memory that activations leave."""
     counts = model.parameters()
     rows = min(phase.micro_batch, phase.batch_rows)
     positions = rows * phase.context
@@ -116,23 +119,28 @@ def memory_bytes(model: ModelConfig, config: RunConfig, phase: PhaseSection) -> 
     per_position = activation_bytes(model, width)
     residuals = model.n_layers * model.d_model * 4
     kept = residuals + per_position if model.gradient_checkpointing else model.n_layers * per_position
+    activations = positions * kept
+    at_once = LOGITS_AT_ONCE["cpu" if config.parallel.device == "cpu" else "cuda"]
+    logits = (4 + width) * min(positions * model.vocab_size, at_once) + 4 * model.vocab_size * model.d_model
+    stacked = min(2 * model.n_layers * model.d_model * model.d_ff, max(MOST_STACKED, model.d_model * model.d_ff))
     return {
+        "process": PROCESS_BYTES,
         "weights": 4 * counts["total"],
         "gradients": 4 * counts["total"],
         "optimizer": 4 * by_muon + 8 * (counts["total"] - by_muon),
-        "activations": positions * kept,
-        "logits": 3 * 4 * min(positions, 1024) * model.vocab_size + 4 * counts["embedding"],
+        "activations": activations,
+        "logits": logits,
+        "muon": max(0, 4 * 4 * stacked - activations - logits) if by_muon else 0,
     }
 
 
 def activation_bytes(model: ModelConfig, width: int) -> int:
     """Bytes that one block keeps for the backward pass of one position; `width` bytes a matrix product's operand."""
     heads, kv = model.n_heads * model.d_head, model.n_kv_heads * model.d_head
-    norms = 2 * 4 * 2 * model.d_model  # input and output of both, fp32
+    norms = 2 * (4 + width) * model.d_model  # inputs of both, fp32, and outputs as the products read them
     attention = width * (2 * heads + 2 * (2 * kv if model.window else kv) + heads)
-    feed_forward = width * 4 * model.d_ff
-    casts = 2 * model.d_model * width if width == 2 else 0
-    return norms + attention + feed_forward + casts
+    feed_forward = width * (4 if model.feed_forward == "swiglu" else 2) * model.d_ff
+    return norms + attention + feed_forward
 
 
 def estimated_tokens(source: SourceSection) -> int | None:

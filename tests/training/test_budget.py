@@ -39,6 +39,15 @@ def test_memory_follows_micro_batch_and_checkpointing():
     assert kept.memory["weights"] == kept.memory["gradients"] == 4 * exact["total"]
 
 
+def test_the_plan_knows_the_limits_of_loss_and_optimizer():
+    """They are stated twice, because a plan must not wait for torch."""
+    from models import losses
+    from training import budget, optimizer
+
+    assert budget.MOST_STACKED == optimizer.MOST_STACKED
+    assert budget.LOGITS_AT_ONCE is losses.LOGITS_AT_ONCE
+
+
 def test_dry_run_as_json_is_one_object(run):
     finished = run(sys.executable, "multigpu_train.py", "--dry-run", "--json", "run.folder=nowhere")
     found = json.loads(finished.stdout)

@@ -74,7 +74,7 @@ def test_two_processes_drop_what_one_drops(tiny, run):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_sharded_ranks_draw_together_what_one_process_draws(run, tmp_path, ranks):
     """Each rank only its own rows, bit for bit, whether or not the rows divide by the ranks."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
     finished = run(*launch, "tests/training/sharded_start.py", tmp_path / "whole.safetensors", PYTHONPATH=".")
     assert finished.returncode == 0, finished.stderr
     found = load_file(tmp_path / "whole.safetensors")
