@@ -54,7 +54,8 @@ def test_test_installs_what_is_missing_once(make):
 
 
 def test_train_installs_no_test_tools_and_passes_its_arguments(make):
-    launch = "accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no multigpu_train.py a.b=1"
+    quiet = "--quiet --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = f"accelerate launch {quiet} multigpu_train.py a.b=1"
     assert make("train", "ARGS=a.b=1")[1] == ["python3 -m venv --clear .venv", *INSTALLS[:2], launch]
     assert make("train", "ARGS=a.b=1")[1] == [launch]
     assert make("setup")[1] == INSTALLS[2:]
@@ -88,8 +89,10 @@ def test_an_old_python_is_refused(make):
 def test_bench_lists_benchmarks_or_runs_one(make):
     folder = make.folder / "benchmarks"
     folder.mkdir()
-    for name in ("__init__.py", "gpu_suite.py", "speed.py", "notes.md"):
-        (folder / name).write_text("", encoding="utf-8")
+    main = 'if __name__ == "__main__":\n    main()\n'
+    texts = {"__init__.py": "", "result.py": "", "gpu_suite.py": main, "speed.py": main, "notes.md": "__main__"}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
     result, calls = make("bench")
     assert result.stdout.split("\n")[1:] == ["  gpu_suite", "  speed", ""] and calls == []
     assert make("bench", "NAME=speed", "ARGS=--json x")[1][-1] == "python -m benchmarks.speed --json x"

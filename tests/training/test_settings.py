@@ -73,7 +73,7 @@ def problems(*overrides: str) -> dict[str, str]:
         ("model.head_dim=31", "model.head_dim", "even"),
         ("model.gradient_checkpointing=2", "model.gradient_checkpointing", "boolean"),
         ("model.context=1024", "phases.2.context", "at most model.context (1024)"),
-        ("run.name=../x", "run.name", "pattern"),
+        ("run.name=../x", "run.name", "letters, digits"),
         ("run.name=", "run.name", "string"),
         ("run.seed=-1", "run.seed", "greater than or equal to 0"),
         ("run.seed=10000000000000000000", "run.seed", "less than"),
