@@ -54,10 +54,11 @@ def measure(recipe: str, context: int, precision: str) -> dict[str, Any]:
     import torch
 
     from data.loader import Batch
-    from models import build_model
+    from models import build_model, host
     from training.objectives import NextToken
     from training.optimizer import MuonAdamW
 
+    host.return_memory()  # as the trainer does for a model of this size
     times, began = {}, time.perf_counter()
 
     def lap(name: str) -> None:

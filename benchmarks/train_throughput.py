@@ -97,10 +97,11 @@ class _Ours:
         import torch
 
         from data.loader import Batch
-        from models import build_model
+        from models import build_model, host
         from training.objectives import NextToken
         from training.optimizer import MuonAdamW
 
+        host.return_memory()  # as the trainer does for a model of this size
         if side == "ours, full attention":
             config = dataclasses.replace(config, window=None)
         self.objective = NextToken(build_model(config)).train()

@@ -19,7 +19,7 @@ import checkpoints
 from checkpoints import checkpoint
 from data.loader import Batch, PhaseLoader
 from data.prepare import Prepared
-from models import build_model
+from models import build_model, host
 from models.attention import choose_kernel
 from settings import as_plain, differences
 from storage import folder
@@ -31,6 +31,7 @@ from training.schedule import multiplier
 from training.settings import PhaseSection, RunConfig
 from training.watch import Watch
 
+LARGE_FOR_A_CPU = 8_000_000  # parameters, from which memory matters more than the last tenth of the speed
 SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
 
 
@@ -63,6 +64,8 @@ class Trainer:
         self.folder: Path = config.run.path
         self.state = checkpoints.RunState(seed=config.run.seed)
         self.model_config = config.model.config(prepared.tokenizer.vocab_size, config.longest_context)
+        if strategy.device.type == "cpu" and self.model_config.parameters()["total"] >= LARGE_FOR_A_CPU:
+            host.return_memory()
         self.model = build_model(self.model_config, config.run.seed)
         self.objective = NextToken(self.model)
         self.wrapped = strategy.prepare(self.objective)
