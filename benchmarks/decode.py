@@ -83,14 +83,8 @@ def _ours(config: Any, weights: str) -> Any:
 
 def _theirs(config: Any) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
-        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
-        max_position_embeddings=config.context, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    model = LlamaForCausalLM(shape).eval()
+    model = result.stock_llama(config).eval()
     model.generation_config.pad_token_id = 0
 
     def write(prompt: list[int], new: int) -> int:

@@ -89,6 +89,18 @@ def recipe_model(name: str, **changes: Any) -> Any:
     return dataclasses.replace(shape, **changes)
 
 
+def stock_llama(config: Any, **options: Any) -> Any:
+    """transformers' Llama of the shape of a ModelConfig, seeing everything; `options` go to its config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
+        num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
+        max_position_embeddings=config.context, tie_word_embeddings=True, attn_implementation="sdpa", **options,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows with equal keys as an aligned table."""
     if not rows:

@@ -129,15 +129,8 @@ class _Theirs:
 
     def __init__(self, config: Any, rows: Any):
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
 
-        shape = LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
-            num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads, max_position_embeddings=config.context, tie_word_embeddings=True,
-            attn_implementation="sdpa", use_cache=False,
-        )  # fmt: skip
-        self.model = LlamaForCausalLM(shape).train()
+        self.model = result.stock_llama(config, use_cache=False).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.9, 0.95))
         self.rows = rows[:, :-1].contiguous()
 

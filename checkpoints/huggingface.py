@@ -35,17 +35,17 @@ _LLAMA_NAMES = (  # pattern of their name, ours
     (r"model\.layers\.(\d+)\.mlp\.down_proj\.", r"blocks.\1.feed_forward.down."),
 )
 _GPT2_NAMES = (
-    (r"(?:transformer\.)?wte\.", "embedding."),
-    (r"(?:transformer\.)?wpe\.", "position_embedding."),
-    (r"(?:transformer\.)?ln_f\.", "final_norm."),
+    (r"wte\.", "embedding."),
+    (r"wpe\.", "position_embedding."),
+    (r"ln_f\.", "final_norm."),
     (r"lm_head\.", "head."),
-    (r"(?:transformer\.)?h\.(\d+)\.ln_1\.", r"blocks.\1.attention_norm."),
-    (r"(?:transformer\.)?h\.(\d+)\.ln_2\.", r"blocks.\1.feed_forward_norm."),
-    (r"(?:transformer\.)?h\.(\d+)\.attn\.c_proj\.", r"blocks.\1.attention.output."),
-    (r"(?:transformer\.)?h\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.feed_forward.up."),
-    (r"(?:transformer\.)?h\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.feed_forward.down."),
+    (r"h\.(\d+)\.ln_1\.", r"blocks.\1.attention_norm."),
+    (r"h\.(\d+)\.ln_2\.", r"blocks.\1.feed_forward_norm."),
+    (r"h\.(\d+)\.attn\.c_proj\.", r"blocks.\1.attention.output."),
+    (r"h\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.feed_forward.up."),
+    (r"h\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.feed_forward.down."),
 )
-_GPT2_QKV = re.compile(r"(?:transformer\.)?h\.(\d+)\.attn\.c_attn\.(weight|bias)")
+_GPT2_QKV = re.compile(r"h\.(\d+)\.attn\.c_attn\.(weight|bias)")
 _NO_WEIGHTS = re.compile(r".*\.(?:rotary_emb\.inv_freq|attn\.(?:masked_)?bias)")  # buffers that old folders store
 
 
@@ -166,6 +166,7 @@ def _gpt2_weights(stored: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     """GPT-2 keeps query, key and value in one matrix, and its matrices the other way round."""
     weights = {}
     for name, tensor in stored.items():
+        name = name.removeprefix("transformer.")  # which the bare model's folder leaves out
         matrix = tensor.T if ".c_" in name and tensor.ndim == 2 else tensor
         if match := _GPT2_QKV.fullmatch(name):
             for part, piece in zip(("query", "key", "value"), matrix.chunk(3), strict=True):

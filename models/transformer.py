@@ -285,8 +285,8 @@ class Transformer(nn.Module):
 
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
-        weight = self.final_norm.weight
-        dtype = self.embedding.weight.dtype if self.embedding.weight.is_floating_point() else weight.dtype
+        weight = self.embedding.weight
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32  # int8 weights have fp32 activations
         if torch.is_autocast_enabled(weight.device.type):
             dtype = torch.get_autocast_dtype(weight.device.type)
         caches = [

@@ -32,7 +32,7 @@ ENTRIES = len(FLOORS)
 MODELS_MAY_IMPORT = {"models", "torch", "snntorch", *sys.stdlib_module_names}
 WITHOUT_TORCH = ("settings", "storage")
 STDLIB_ONLY = ("deploy",)  # runs before anything is installed
-PERSONAL_PATH = re.compile(r"(?<![\w.~$}/*-])/(?:home|Users|root|work)/\w")
+PERSONAL_PATH = re.compile(r"(?<![\w.~$}/*-])/(?:home|Users|root|workspace)/\w")
 
 
 def project_files(root: Path) -> list[Path]:
@@ -147,7 +147,7 @@ GOOD = {
     "models/flow.py": '"""Flow."""\nfrom __future__ import annotations\nimport math\nimport torch.nn as nn\n'
     "from .attention import attend\nfrom models.config import ModelConfig\n",
     "tests/data/test_loader.py": '"""Any room."""\nimport training.trainer\n',
-    "docs/notes.md": "See https://example.org/work/x, ../work/y and runs/home/z.\n",
+    "docs/notes.md": "See https://example.org/workspace/x, ../workspace/y and runs/home/z.\n",
 }
 
 
@@ -181,7 +181,7 @@ def test_a_good_tree_passes(tmp_path):
         ("misc/x.py", "import os", "no floor has a room named misc"),
         ("data/x.py", "def f(:", "does not parse"),
         ("serve/x.py", 'PLACE = "/' + 'home/someone/x"', "names an absolute path"),
-        ("docs/x.md", "cd /" + "work/main", "names an absolute path"),
+        ("docs/x.md", "cd /" + "workspace/main", "names an absolute path"),
     ],
 )
 def test_a_planted_fault_is_found(tmp_path, name, text, complaint):
