@@ -14,6 +14,7 @@ from benchmarks import result
 
 SHAPES = ("helium-13m", "flow-1b")
 ALLOWED = 1.15
+WARM_UP = 256  # tokens
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     for recipe in SHAPES:
         for windowed in (True, False):
             runs: dict[int, list[dict[str, Any]]] = {length: [] for length in arguments.lengths}
-            for _ in range(arguments.repeats if windowed else max(1, arguments.repeats // 2)):
+            for _ in range(arguments.repeats if windowed else 1):
                 for length in arguments.lengths:
                     found = result.isolated(measure, recipe=recipe, length=length, windowed=windowed)
                     runs[length].append(found)
@@ -68,36 +69,36 @@ def measure(recipe: str, length: int, windowed: bool) -> dict[str, Any]:
     """CPU-seconds a token of one forward and backward pass, the median of several, and the memory they took."""
     import torch
 
+    from models import host
     from models.attention import Layout
     from models.transformer import Attention, RotaryTable
     from observe.hardware import memory_in_use
 
+    host.return_memory()  # as the trainer does for models of these sizes
     torch.manual_seed(0)
     config = result.recipe_model(recipe, context=length, **({} if windowed else {"window": None}))
     layer = Attention(config, 0)
-    x = torch.randn(1, length, config.d_model, requires_grad=True)
-    rotation = RotaryTable(length, config.d_head, 1e4)(torch.arange(length)[None])
-    weight = torch.randn(1, length, config.d_model)
-    _pass(layer, torch.randn(1, 256, config.d_model), rotation, 256, weight)  # loads the kernels
-    before = memory_in_use()
-    mask = Layout.of(None, length, x.device).mask(layer.window)
-    times = []
-    for _ in range(2 + 8192 // length):
-        began = time.process_time()
-        out = layer(x, rotation, mask)
-        (out * weight).sum().backward()
-        times.append((time.process_time() - began) / length)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=config.d_model**-0.5)
+    table = RotaryTable(length, config.d_head, 1e4)
+
+    def one_pass(x: torch.Tensor, gradient: torch.Tensor) -> None:
+        tokens = x.shape[1]
+        rotation = table(torch.arange(tokens)[None])
+        out = layer(x, rotation, Layout.of(None, tokens, x.device).mask(layer.window))
+        out.backward(gradient)
         layer.zero_grad()
         x.grad = None
+
+    for tokens in (WARM_UP, length):  # the first loads the kernels
+        x, gradient = torch.randn(2, 1, tokens, config.d_model).unbind()
+        x.requires_grad_()
+        before, times = memory_in_use(), []
+        for _ in range(2 + 8192 // tokens):
+            began = time.process_time()
+            one_pass(x, gradient)
+            times.append((time.process_time() - began) / tokens)
     return {"seconds_per_token": result.median(times[1:]), "memory": result.peak_memory() - before}
-
-
-def _pass(layer: Any, x: Any, rotation: Any, length: int, weight: Any) -> None:
-    from models.attention import Layout
-
-    part = tuple(table[:, :, :length] for table in rotation)
-    out = layer(x, part, Layout.of(None, length, x.device).mask(layer.window))
-    (out * weight[:, :length]).sum().backward()
 
 
 if __name__ == "__main__":

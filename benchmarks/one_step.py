@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import result
+from observe.hardware import usable_cores
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     arguments = parser.parse_args()
     shape = dict(recipe=arguments.recipe, context=arguments.context, precision=arguments.precision)
-    row = {**shape, **planned(**shape), **result.isolated(measure, **shape)}
+    row = {**shape, **planned(**shape), **result.isolated(measure, threads=usable_cores(), **shape)}
     row["measured_of_planned"] = row["peak_memory"] / row["planned_memory"]
     print(result.table([{key: value for key, value in row.items() if not isinstance(value, dict)}]))
     result.write("one_step", [row], arguments.json)

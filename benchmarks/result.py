@@ -36,8 +36,10 @@ def write(name: str, rows: Any, path: Path | None, **details: Any) -> None:
     path.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
 
 
-def isolated(measure: Callable[..., dict[str, Any]], prepared: bool = True, **arguments: Any) -> dict[str, Any]:
-    """`measure(**arguments)` in a fresh process on one thread, so that its `peak_memory` (bytes) is its own.
+def isolated(
+    measure: Callable[..., dict[str, Any]], prepared: bool = True, threads: int = 1, **arguments: Any
+) -> dict[str, Any]:
+    """`measure(**arguments)` in a fresh process on so many threads, so that its `peak_memory` (bytes) is its own.
 
     `measure` is a module's function; arguments and result are JSON. Raises RuntimeError with the process's last words
     if it fails. `prepared`: with what our entry scripts tell a process about its memory (models/host.py).
@@ -51,10 +53,10 @@ def isolated(measure: Callable[..., dict[str, Any]], prepared: bool = True, **ar
         f"measured = getattr(import_module({module!r}), {measure.__name__!r})(**json.loads(sys.argv[1])); "
         "print(json.dumps({**measured, 'peak_memory': result.peak_memory()}))"
     )
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     finished = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
-        cwd=ROOT, env={**os.environ, **threads}, capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, **limits}, capture_output=True, text=True,
     )  # fmt: skip
     if finished.returncode:
         raise RuntimeError(f"{module}.{measure.__name__}({arguments}) failed:\n{finished.stderr[-2000:]}")

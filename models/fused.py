@@ -1,6 +1,6 @@
-"""RMSNorm and SwiGLU's product with hand-written gradients, for CPUs.
+"""RMSNorm, rotary positions and SwiGLU's product with hand-written gradients, for CPUs.
 
-CUDA has fused kernels for both, and torch.compile makes them; on a CPU torch falls back to single operations, each of
+CUDA has fused kernels for them, and torch.compile makes them; on a CPU torch falls back to single operations, each of
 which keeps what it has read for the backward pass. These keep their inputs alone, in fewer passes over memory.
 """
 
@@ -21,6 +21,17 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if gate.device.type == "cpu" and torch.is_grad_enabled():
         return _SwiGLU.apply(gate, up)
     return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` [B, T, heads, D] turned by its positions' angles (RoFormer, Su et al. 2021), in fp32, returned in x's dtype.
+
+    cos, sin: [B or 1, T, 1, D], each angle at i and at i + D/2, the first half of sin negative (RotaryTable).
+    """
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return _Rotation.apply(x, cos, sin)
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -52,3 +63,25 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        """Turned back: the same angles, negative."""
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + swapped(x) * sin, where swapped(x) has the halves of x in the other order, without making it."""
+    out = torch.mul(x, cos)
+    half = x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out.to(x.dtype)

@@ -16,7 +16,7 @@ from models.attention import Layout, Mask, attend_to_cache, attention, choose_ke
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
 from models.dropout import Dropout
-from models.fused import rms_norm, swiglu
+from models.fused import rms_norm, rotate, swiglu
 from models.initial import Embedding, Linear
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
@@ -84,15 +84,8 @@ class RotaryTable(nn.Module):
         return self
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, 1, T, D] at `positions` [B or 1, T]."""
-        return self.cos[positions][:, None], self.sin[positions][:, None]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`x` [B, heads, T, D] turned by its positions' angles, computed in fp32 and returned in x's dtype."""
-    first, second = x.chunk(2, dim=-1)
-    swapped = torch.cat([second, first], dim=-1)
-    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
+        """cos and sin [B or 1, T, 1, D] at `positions` [B or 1, T]."""
+        return self.cos[positions][:, :, None], self.sin[positions][:, :, None]
 
 
 class Attention(nn.Module):
@@ -116,9 +109,12 @@ class Attention(nn.Module):
         value = self.value(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        both = torch.cat([query, key], dim=2).transpose(1, 2)  # turned together, in half the operations
-        both = both if rotation is None else rotate(both, *rotation)
-        return both[:, : self.n_heads], both[:, self.n_heads :], value
+        if rotation is not None and torch.is_grad_enabled():
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        elif rotation is not None:  # turned together, in half the operations: a token at a time, they are what costs
+            both = rotate(torch.cat([query, key], dim=2), *rotation)
+            query, key = both[:, :, : self.n_heads], both[:, :, self.n_heads :]
+        return query.transpose(1, 2), key.transpose(1, 2), value
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         query, key, value = self._project(x, rotation)

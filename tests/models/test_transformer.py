@@ -17,7 +17,8 @@ from data.loader import Batch, PackedRows, TokenShards
 from models import ModelConfig, build_model
 from models.attention import Layout
 from models.losses import IGNORE
-from models.transformer import RotaryTable, rotate
+from models.fused import rotate
+from models.transformer import RotaryTable
 from training.objectives import NextToken
 
 SMALL = ModelConfig(vocab_size=61, context=96, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
@@ -179,8 +180,8 @@ def test_rotary_scores_depend_on_the_distance_alone():
     table = RotaryTable(2048, 16, 1e4)
     query, key = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
     cos, sin = table(torch.arange(2048)[None])
-    queries, keys = rotate(query.expand(1, 1, 2048, 16), cos, sin), rotate(key.expand(1, 1, 2048, 16), cos, sin)
-    scores = {distance: (queries[0, 0, distance:] * keys[0, 0, : 2048 - distance]).sum(-1) for distance in (0, 5, 700)}
+    queries, keys = rotate(query.expand(1, 2048, 1, 16), cos, sin), rotate(key.expand(1, 2048, 1, 16), cos, sin)
+    scores = {distance: (queries[0, distance:, 0] * keys[0, : 2048 - distance, 0]).sum(-1) for distance in (0, 5, 700)}
     for distance, score in scores.items():
         torch.testing.assert_close(score, score[:1].expand_as(score), rtol=0, atol=2e-5, msg=f"distance {distance}")
     torch.testing.assert_close(scores[0][0], (query * key).sum())
