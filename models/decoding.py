@@ -7,6 +7,7 @@ loop over any model with `new_state` and `step`.
 Shapes: B sequences, t new tokens, K key/value heads, S cached entries, D head width, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -157,8 +158,32 @@ def generate(
     padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     input_ids = torch.tensor(rows, dtype=torch.int64, device=device)
+    with evaluating(model):
+        return _continued(model, prompts, input_ids, padding, max_new_tokens, stop_ids, sampling, on_token)
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode; afterwards it is as it was, whatever happens inside."""
     was_training = model.training
     model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _continued(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    input_ids: Tensor,
+    padding: Tensor,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling,
+    on_token: Callable[[int, int], None] | None,
+) -> list[list[int]]:
+    device, longest = input_ids.device, input_ids.shape[1]
     state = model.new_state(len(prompts), padding)
     logits = prefill(model, input_ids, state)
     seen = _seen(prompts, logits) if sampling.repetition_penalty != 1.0 else None
@@ -178,7 +203,6 @@ def generate(
         if seen is not None:
             seen.scatter_(1, next_ids[:, None], True)
         logits = model.step(next_ids[:, None], state)[:, -1]
-    model.train(was_training)
     return outputs
 
 

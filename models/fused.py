@@ -1,4 +1,4 @@
-"""RMSNorm, rotary positions and SwiGLU's product with hand-written gradients, for CPUs.
+"""RMSNorm, rotary positions, products of one input and SwiGLU's with hand-written gradients, for CPUs.
 
 CUDA has fused kernels for them, and torch.compile makes them; on a CPU torch falls back to single operations, each of
 which keeps what it has read for the backward pass. These keep their inputs alone, in fewer passes over memory.
@@ -6,7 +6,7 @@ which keeps what it has read for the backward pass. These keep their inputs alon
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,6 +32,35 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return _Rotation.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
+
+
+def linears(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Each layer's output for the same input `x` [..., d]; the gradient of `x` is summed where it is made."""
+    plain = all(isinstance(layer, nn.Linear) and layer.bias is None for layer in layers)
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or not plain:
+        return tuple(layer(x) for layer in layers)
+    weights = [layer.weight for layer in layers]
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+    return _Linears.apply(x, *weights)
+
+
+class _Linears(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        return tuple(F.linear(x, weight) for weight in weights)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        x, *weights = ctx.saved_tensors
+        rows = x.flatten(0, -2)
+        grads = [grad.flatten(0, -2) for grad in grads]
+        grad_x = grads[0] @ weights[0]
+        for grad, weight in zip(grads[1:], weights[1:], strict=True):
+            grad_x.addmm_(grad, weight)
+        return grad_x.view_as(x), *(grad.T @ rows for grad in grads)
 
 
 class _RMSNorm(torch.autograd.Function):

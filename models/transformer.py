@@ -16,7 +16,7 @@ from models.attention import Layout, Mask, attend_to_cache, attention, choose_ke
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
 from models.dropout import Dropout
-from models.fused import rms_norm, rotate, swiglu
+from models.fused import linears, rms_norm, rotate, swiglu
 from models.initial import Embedding, Linear
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
@@ -104,9 +104,10 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query [B, H, T, D], key and value [B, K, T, D] of `x` [B, T, d_model]."""
-        query = self.query(x).unflatten(-1, (self.n_heads, self.d_head))
-        key = self.key(x).unflatten(-1, (self.n_kv_heads, self.d_head))
-        value = self.value(x).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
+        query, key, value = linears(x, self.query, self.key, self.value)
+        query = query.unflatten(-1, (self.n_heads, self.d_head))
+        key = key.unflatten(-1, (self.n_kv_heads, self.d_head))
+        value = value.unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None and torch.is_grad_enabled():
@@ -138,7 +139,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate(x), self.up(x)))
+        return self.down(swiglu(*linears(x, self.gate, self.up)))
 
 
 class GELU(nn.Module):

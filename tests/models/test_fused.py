@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.fused import rms_norm, swiglu
+from models.fused import linears, rms_norm, rotate, swiglu
 
 
 def draw(*shape, dtype=torch.float64, seed=0):
@@ -33,6 +33,51 @@ def test_swiglu_is_its_definition_forward_and_backward():
     gate, up = draw(3, 7), draw(3, 7, seed=1)
     torch.testing.assert_close(swiglu(gate, up), gate * torch.sigmoid(gate) * up)
     assert torch.autograd.gradcheck(swiglu, (gate, up))
+
+
+def layers_of(*widths, bias=False):
+    made = [torch.nn.Linear(6, width, bias=bias, dtype=torch.float64) for width in widths]
+    for seed, layer in enumerate(made):
+        layer.weight.data = draw(*layer.weight.shape, seed=seed).detach()
+    return made
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linears_are_each_layer_forward_and_backward(bias):
+    layers, x = layers_of(4, 2, 5, bias=bias), draw(3, 7, 6, seed=9)
+    for ours, layer in zip(linears(x, *layers), layers, strict=True):
+        torch.testing.assert_close(ours, layer(x))
+
+    ours = torch.autograd.grad(sum(out.square().sum() for out in linears(x, *layers)), [x, layers[1].weight])
+    theirs = torch.autograd.grad(sum(layer(x).square().sum() for layer in layers), [x, layers[1].weight])
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        for ours, layer in zip(linears(x, *layers), layers, strict=True):
+            torch.testing.assert_close(ours, layer(x))
+
+
+def test_linears_under_autocast_compute_in_its_precision():
+    layers, x = [layer.float() for layer in layers_of(4, 2)], draw(3, 6, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linears(x, *layers)
+        expected = [layer(x) for layer in layers]
+    assert all(torch.equal(*pair) and pair[0].dtype is torch.bfloat16 for pair in zip(out, expected, strict=True))
+    sum(part.float().sum() for part in out).backward()
+    assert x.grad.dtype is torch.float32 and layers[0].weight.grad.dtype is torch.float32
+
+
+def test_rotation_is_its_definition_forward_and_backward():
+    x = draw(2, 5, 3, 8)
+    angles = torch.rand(1, 5, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cos, sin = angles.cos().repeat(1, 1, 1, 2), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    turned = torch.view_as_complex(torch.stack([x[..., :4], x[..., 4:]], dim=-1).contiguous())
+    turned = torch.view_as_real(turned * torch.polar(torch.ones_like(angles), angles))
+    expected = torch.cat([turned[..., 0], turned[..., 1]], dim=-1)
+    torch.testing.assert_close(rotate(x, cos, sin), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(rotate(x, cos, sin), expected)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))
 
 
 @pytest.mark.parametrize(("function", "shapes", "most"), [

@@ -16,8 +16,8 @@ import yaml
 from data.loader import Batch, PackedRows, TokenShards
 from models import ModelConfig, build_model
 from models.attention import Layout
-from models.losses import IGNORE
 from models.fused import rotate
+from models.losses import IGNORE
 from models.transformer import RotaryTable
 from training.objectives import NextToken
 
