@@ -6,7 +6,7 @@ Every room declares its own section beside the code that it configures (`data/se
 allocated.
 """
 
-from settings.reading import read
+from settings.reading import load, read
 from settings.sections import ConfigError, Problem, Section, as_plain, differences, validate
 
-__all__ = ["ConfigError", "Problem", "Section", "as_plain", "differences", "read", "validate"]
+__all__ = ["ConfigError", "Problem", "Section", "as_plain", "differences", "load", "read", "validate"]

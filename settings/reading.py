@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from settings.sections import ConfigError, Problem
+from settings import secrets
+from settings.sections import ConfigError, Problem, S, validate
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -49,6 +50,34 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML or not a mapping, or an override has no `=` or no such place.
     """
+    raw, problems = _read(path, overrides)
+    if problems:
+        raise ConfigError(problems)
+    return raw
+
+
+def load(
+    section: type[S], path: str | Path, overrides: Sequence[str] = (), only: Sequence[str] | None = None
+) -> S:
+    """The config file with its overrides as a validated `section`; of the file's keys, `only` these are looked at.
+
+    Raises:
+        ConfigError: with everything that is wrong, in the overrides and in the sections.
+    """
+    raw, problems = _read(path, overrides)
+    if any(problem.key == "--config" for problem in problems):
+        raise ConfigError(problems)
+    try:
+        valid = validate(section, raw if only is None else {key: raw[key] for key in only if key in raw})
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return valid
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """What could be read, and what could not."""
     problems = []
     raw: dict[str, Any] = {}
     try:
@@ -75,9 +104,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             _lay_over(raw, key.split("."), value)
         except TypeError as error:
             problems.append(Problem(key, text, f"override a key that exists ({error})"))
-    if problems:
-        raise ConfigError(problems)
-    return raw
+    problems += [Problem(key, "(hidden)", secrets.REMEDY) for key in secrets.find(raw)]
+    return raw, problems
 
 
 def _load(text: str) -> Any:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import pydantic
 
+from settings import secrets
+
 EXIT_CODE = 2  # of every entry, when its config is wrong
 _FORGIVE = object()  # validation context of the second pass
 
@@ -24,7 +26,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.remedy} (it is {self.value!r})"
+        value = "(hidden)" if secrets.looks_secret(self.key, self.value) else repr(self.value)
+        return secrets.masked(f"{self.key}: {self.remedy} (it is {value})")
 
     def under(self, prefix: str) -> "Problem":
         """The same problem, seen from the section that holds this one under `prefix`."""
