@@ -1,83 +1,147 @@
-"""The documents of one source that go into its shards: cleaned, without exact duplicates, each on its side.
+"""The documents of one source that go into its shards: read in pieces, selected in order, on disk until they are used.
 
-What is left out is tallied by reason. This stage alone decides which documents a run sees; sources.py only reads, and
-prepare.py only tokenises and writes.
+What is done lies in a work folder beside the shards, so that a preparation that was interrupted at any instant goes on
+where it was; the folder goes when the shards are written.
+
+    read-00000.arrow   what became of every row of a piece (data/read_pieces.py)
+    selection.sqlite   which rows are documents, and of which side (data/select_documents.py)
+    questions.json     of the evaluation sets that no document may hold (data/contamination.py)
+    hub-train/         what was downloaded from the Hub (data/download.py)
 """
 
-import collections
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from data import clean, sources
+from data import read_pieces, sources
+from data.contamination import Questions
+from data.download import downloaded
+from data.select_documents import Selection, kept
 from data.settings import DataSection, SourceSection
+from data.workers import Workers
 
-Document = tuple[sources.Split, str]  # side and normalised text
+WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
+EMBEDDED_BYTES = 1_000  # of a generated document, about, with what it costs to make
+Log = Callable[[str], object]
 
 
 class Documents:
     """The documents of one source that are kept, each with its side, and a tally of the rows that are not.
 
-    Iterating reads the source anew. Validation documents of their own (`valid_from`, or of the embedded corpora) come
-    first, so that a training document that equals one of them can be dropped.
-
-    Attributes:
-        dropped: rows dropped so far, by reason.
-        first: for the malformed ones among these reasons, the first row: "file:line: what is wrong".
-
-    Raises:
-        sources.SourceError: when iterating; the source cannot be read, or leaves no documents on a side that needs any.
+    Args:
+        work: the folder for what is done so far.
     """
 
-    def __init__(self, name: str, source: SourceSection, data: DataSection):
-        self.name, self.source, self._data = name, source, data
-        self._valid_source = source.from_ if source.is_embedded and source.valid_from is None else source.valid_from
-        self.dropped: collections.Counter[str] = collections.Counter()
-        self.first: dict[str, str] = {}
+    def __init__(
+        self, name: str, source: SourceSection, data: DataSection, work: Path, workers: Workers, log: Log = print
+    ):
+        self.name, self.source, self.data, self.work = name, source, data, work
+        self.workers, self._log = workers, log
+        self._selection: Selection | None = None
 
-    def __iter__(self) -> Iterator[Document]:
-        self.dropped.clear()
-        self.first.clear()
-        held_out: set[bytes] = set()
-        if self._valid_source is not None:
-            count = valid_count(self.source) if self._valid_source == self.source.from_ else None
-            for text, key in self._clean(self._valid_source, "valid", count):
-                if self._is_new(key, held_out):
-                    yield "valid", text
-            if not held_out:
-                raise self._nothing(f"validation documents in {self._valid_source}")
-        seen: set[bytes] = set()
-        in_training = 0
-        part, parts = self.source.part_numbers
-        for text, key in self._clean(self.source.from_, "train", self.source.documents):
-            if parts > 1 and clean.part_of(text, parts) != part:
-                self.dropped["other_part"] += 1
-            elif key in held_out:
-                self.dropped["in_validation"] += 1
-            elif self._is_new(key, seen):
-                by_hash = self._valid_source is None
-                side = clean.split_of(text, self._data.valid_fraction) if by_hash else "train"
-                in_training += side == "train"
-                yield side, text
-        if not in_training:
-            raise self._nothing(f"training documents in {self.source.from_}", in_validation=len(seen))
+    def make(self) -> None:
+        """Read and select all that is not done yet.
 
-    def _clean(self, source: str, split: sources.Split, count: int | None) -> Iterator[tuple[str, bytes]]:
-        for row in sources.documents(source, self.source.field, split, count, self._data.seed):
-            if isinstance(row, sources.BadRow):
-                self.dropped[row.reason] += row.count
-                self.first.setdefault(row.reason, f"{row.where}: {row.detail}")
-                continue
-            text = clean.normalise(row)
-            if len(text) < self._data.min_characters:
-                self.dropped["too_short"] += 1
-            else:
-                yield text, clean.key_of(text)
+        Raises:
+            sources.SourceError: the source cannot be read, has too many malformed rows, or leaves no documents on a
+                side that needs any.
+        """
+        if self._selection is not None:
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        rules = self._rules()
+        pieces = self._pieces()
+        selection = self._open_selection(pieces)
 
-    def _is_new(self, key: bytes, seen: set[bytes]) -> bool:
-        if key in seen:
-            self.dropped["duplicate"] += 1
-            return False
-        seen.add(key)
-        return True
+        def unread() -> Iterator[tuple]:
+            for number in range(selection.done, len(pieces)):
+                if selection.is_enough():
+                    return
+                path = self.table(number)
+                yield (pieces[number], rules, path, path.exists())
+
+        if selection.done:
+            self._log(f"{self.name}: going on after {selection.done} of {len(pieces)} pieces")
+        for number in self.workers.map(_read, unread(), many=self.is_large(pieces)):
+            del number
+            selection.take(selection.done, self.table(selection.done))
+        self._selection = selection
+        self._check_not_empty(pieces)
+        selection.check_malformed()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """(side, normalised text), in order."""
+        self.make()
+        for number in range(self._selection.done):
+            yield from kept(self.table(number), self._selection.answers(number))
+
+    @property
+    def selection(self) -> Selection:
+        """The finished selection."""
+        self.make()
+        return self._selection
+
+    def table(self, number: int) -> Path:
+        """What became of the rows of piece `number`."""
+        return self.work / f"read-{number:05d}.arrow"
+
+    def is_large(self, pieces: list[sources.Piece]) -> bool:
+        """Whether the work is worth several processes."""
+        size = sum(
+            (piece.stop - piece.start) * EMBEDDED_BYTES if piece.kind == "embedded" else _bytes_of(piece)
+            for piece in pieces
+        )
+        return len(pieces) > 1 and size > WORTH_PROCESSES
+
+    def report(self) -> list[str]:
+        """One line for each reason: how many rows, and where the first malformed one is."""
+        first = self.selection.first_malformed()
+        return [f"{count:,} {reason}" + (f", the first at {first[reason]}" if reason in first else "")
+                for reason, count in self.selection.dropped().items()]  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._selection is not None:
+            self._selection.close()
+            self._selection = None
+
+    def _pieces(self) -> list[sources.Piece]:
+        """Validation documents of their own first, so that a training document that equals one can be dropped."""
+        source, seed = self.source, self.data.seed
+        own = source.from_ if source.is_embedded and source.valid_from is None else source.valid_from
+        found = []
+        if own is not None:
+            local = downloaded(own, source.field, "valid", None, self.work, self._log)
+            found += sources.pieces(local, "valid", valid_count(source), seed)
+        local = downloaded(source.from_, source.field, "train", source.documents, self.work, self._log)
+        return found + sources.pieces(local, "train", source.documents, seed)
+
+    def _rules(self) -> read_pieces.Rules:
+        questions = None
+        if self.data.evaluation_sets:
+            questions = self.work / "questions.json"
+            sets = {name: _texts(section) for name, section in self.data.evaluation_sets.items()}
+            Questions(sets).save(questions)
+        return read_pieces.Rules(self.source.field, self.data.min_characters, self.data.filters,
+                                 self.data.near_duplicates is not None, questions)  # fmt: skip
+
+    def _open_selection(self, pieces: list[sources.Piece]) -> Selection:
+        path = self.work / "selection.sqlite"
+        try:
+            return Selection(path, self.name, pieces, self.source, self.data)
+        except sqlite3.DatabaseError as error:  # a machine that lost its power may leave one torn
+            self._log(f"WARNING: {path} cannot be read ({error}): {self.name} is selected anew")
+            for file in self.work.glob("selection.sqlite*"):
+                file.unlink()
+            return Selection(path, self.name, pieces, self.source, self.data)
+
+    def _check_not_empty(self, pieces: list[sources.Piece]) -> None:
+        train, valid = self._selection.counts()
+        has_own = any(piece.split == "valid" for piece in pieces)
+        if has_own and not valid:
+            raise self._nothing(f"validation documents in {self.source.valid_from or self.source.from_}")
+        if not train:
+            raise self._nothing(f"training documents in {self.source.from_}", in_validation=0 if has_own else valid)
 
     def _nothing(self, what: str, in_validation: int = 0) -> sources.SourceError:
         why = [f"dropped {line}" for line in self.report()]
@@ -86,15 +150,25 @@ class Documents:
         reasons = "; ".join(why) or "it is empty"
         return sources.SourceError(f"data.sources.{self.name}: there are no {what} ({reasons})")
 
-    def report(self) -> list[str]:
-        """One line for each reason: how many rows, and where the first malformed one is."""
-        lines = []
-        for reason, count in sorted(self.dropped.items()):
-            where = f", the first at {self.first[reason]}" if reason in self.first else ""
-            lines.append(f"{count:,} {reason}{where}")
-        return lines
-
 
 def valid_count(source: SourceSection) -> int | None:
     """How many validation documents an embedded source brings along; None for a source that is not embedded."""
     return max(100, source.documents // 20) if source.is_embedded else None
+
+
+def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path, is_there: bool) -> None:
+    """In a worker, unless an earlier try has done it."""
+    if not is_there:
+        read_pieces.read_piece(piece, rules, path)
+
+
+def _texts(section: SourceSection) -> Iterator[str]:
+    for row in sources.documents(section.from_, section.field):
+        if isinstance(row, str):
+            yield row
+
+
+def _bytes_of(piece: sources.Piece) -> int:
+    if piece.kind == "parquet":
+        return Path(piece.place).stat().st_size
+    return (piece.stop or 0) - piece.start

@@ -52,7 +52,7 @@ def document(kind: str, index: int, split: Split, seed: int) -> str:
     return recall(index, split, seed).text
 
 
-def documents(kind: str, split: Split, count: int | None, seed: int) -> Iterator[str]:
-    """The first `count` documents of a kind, or all of them, without end, for None."""
-    for index in count_from() if count is None else range(count):
+def documents(kind: str, split: Split, count: int | None, seed: int, first: int = 0) -> Iterator[str]:
+    """The first `count` documents of a kind, or all of them, without end, for None; from number `first` on."""
+    for index in count_from(first) if count is None else range(first, count):
         yield document(kind, index, split, seed)

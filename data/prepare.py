@@ -1,42 +1,45 @@
 """Documents -> verified token shards: `python -m data.prepare --config config.yaml [section.key=value ...]`.
 
-Every source is read, normalised, freed of exact duplicates, split into training and validation, tokenised and written
-to `shards/NAME-FINGERPRINT/` (format: data/shards.py). The fingerprint covers all that decides the content: the files'
-content, the options, the code's version and the tokenizer. What is there already and verifies is left alone, so a
-second run does nothing, and runs with equal sources share their shards. Only the `data` and `tokenizer` sections of
-the config are looked at. Exit codes: 0 prepared, 2 the config is wrong, 1 a source cannot be read or written.
+Every source is read and filtered (data/read_pieces.py), freed of duplicates and split into training and validation
+(data/select_documents.py), tokenised and written to `shards/NAME-FINGERPRINT/` (format: data/shards.py). The
+fingerprint covers all that decides the content: the files' content, the options, the code's version and the tokenizer.
+What is there already and verifies is left alone, so a second run does nothing, and runs with equal sources share their
+shards. Interrupted at any instant, the same command goes on where it was. Rows that are no documents stand in the
+folder's quarantine.jsonl. Only the `data` and `tokenizer` sections of the config are looked at. Exit codes: 0 prepared,
+1 a source cannot be read or written, 2 the config is wrong, 75 interrupted.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import heapq
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import filelock
 
 import settings
-from data import clean, embedded, shards, sources
-from data.documents import Document, Documents, valid_count
+from data import clean, embedded, shards, sources, write_tokens
+from data.documents import Documents, valid_count
 from data.settings import DataSection, SourceSection
+from data.workers import Workers
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.settings import TokenizerSection
 
-CODE_VERSION = 1  # raise it whenever the same documents would give other shards, or another tokenizer
+CODE_VERSION = 2  # raise it whenever the same documents would give other shards, or another tokenizer
 SHARD_TOKENS = 100_000_000
 SAMPLE_BYTES = 30_000_000  # of text that a tokenizer is trained on, spread evenly over the sources
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 4_000_000  # handed to the tokenizer at a time
 PROGRESS_SECONDS = 30
 
 Log = Callable[[str], object]
-T = TypeVar("T")
 
 
 class Config(settings.Section):
@@ -69,19 +72,57 @@ def prepare(
         OSError: the disk is full, or `data.shards` cannot be written.
     """
     root = Path(data.shards)
-    inputs = {name: _inputs(name, source, data) for name, source in data.sources.items()}
-    if tokenizer.path is None:
-        chosen = _own_tokenizer(root, data, inputs, tokenizer.vocab_size, log)
-    else:
-        chosen = Tokenizer.load(tokenizer.path)
-    paths = {}
-    for name, source in data.sources.items():
-        inputs[name]["tokenizer"] = chosen.fingerprint
-        paths[name] = root / f"{name}-{_fingerprint(inputs[name])}"
-        with _to_be_made(name, paths[name], log) as missing:
-            if missing:
-                _write_source(paths[name], Documents(name, source, data), inputs[name], chosen, shard_tokens, log)
+    evaluation = {name: [_content(name, part.from_, data), part.field] for name, part in data.evaluation_sets.items()}
+    inputs = {
+        name: {**_inputs(name, source, data), "evaluation_sets": evaluation} for name, source in data.sources.items()
+    }
+    with contextlib.ExitStack() as held:
+        workers = held.enter_context(Workers(data.workers))
+        documents = {}
+        for name, source in data.sources.items():
+            work = root / f".work-{name}-{_fingerprint(inputs[name])}"
+            documents[name] = Documents(name, source, data, work, workers, log)
+            held.callback(documents[name].close)
+        if tokenizer.path is None:
+            chosen = _own_tokenizer(root, documents, inputs, tokenizer.vocab_size, log)
+        else:
+            chosen = Tokenizer.load(tokenizer.path)
+        paths = {}
+        for name in data.sources:
+            about = {**inputs[name], "tokenizer": chosen.fingerprint}
+            paths[name] = root / f"{name}-{_fingerprint(about)}"
+            with _to_be_made(name, paths[name], log) as missing:
+                if missing:
+                    with _work(documents[name]):
+                        _write_source(paths[name], documents[name], about, chosen, shard_tokens, log)
+            _tidy(documents[name].work)
     return Prepared(chosen, paths)
+
+
+def _tidy(work: Path) -> None:
+    """Remove the work on a source whose shards are there, unless somebody is using it to make others."""
+    lock = filelock.FileLock(work.parent / ".lock")
+    if work.exists():
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _work(documents: Documents) -> Iterator[None]:
+    """Around the work on one source: what was left of it with other options goes first; what a source's own fault
+    spoiled goes at the end. Whatever else interrupts it, what is done so far stays."""
+    mine = documents.work
+    for other in mine.parent.glob(f".work-{glob.escape(documents.name)}-????????????"):
+        if other != mine:
+            shutil.rmtree(other, ignore_errors=True)
+    try:
+        yield
+    except (sources.SourceError, ValueError, OverflowError):
+        documents.close()
+        shutil.rmtree(mine, ignore_errors=True)
+        raise
+    finally:
+        documents.close()
 
 
 def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, Any]:
@@ -100,6 +141,8 @@ def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, An
         "documents": source.documents,
         "part": source.part,
         "min_characters": data.min_characters,
+        "filters": settings.as_plain(data.filters),
+        "near_duplicates": data.near_duplicates,
     }
 
 
@@ -151,7 +194,9 @@ def _to_be_made(name: str, path: Path, log: Log) -> Iterator[bool]:
         yield not path.exists()
 
 
-def _own_tokenizer(root: Path, data: DataSection, inputs: dict[str, Any], vocab_size: int, log: Log) -> Tokenizer:
+def _own_tokenizer(
+    root: Path, documents: dict[str, Documents], inputs: dict[str, Any], vocab_size: int, log: Log
+) -> Tokenizer:
     """The tokenizer trained on a sample of the training documents of all sources, as a folder beside the shards."""
     wanted = {
         "code": CODE_VERSION,
@@ -163,8 +208,9 @@ def _own_tokenizer(root: Path, data: DataSection, inputs: dict[str, Any], vocab_
     with _to_be_made("tokenizer", path, log) as missing:
         if missing:
             sample: list[str] = []
-            for name, source in sorted(data.sources.items(), key=lambda item: _fingerprint(inputs[item[0]])):
-                sample += _sample(Documents(name, source, data), SAMPLE_BYTES // len(data.sources))
+            for name in sorted(documents, key=lambda name: _fingerprint(inputs[name])):
+                with _work(documents[name]):
+                    sample += _sample(documents[name], SAMPLE_BYTES // len(documents))
             megabytes = sum(len(text.encode()) for text in sample) / 1e6
             log(f"tokenizer: training up to {vocab_size:,} entries on {megabytes:.1f} MB, {len(sample):,} documents")
             with folder.write(path) as temporary:
@@ -201,18 +247,10 @@ def _write_source(
     name, started = documents.name, time.monotonic()
     log(f"{name}: preparing {documents.source.from_}")
     dtype = shards.token_dtype(tokenizer.vocab_size)
+    selection = documents.selection
+    parts = _tokenised(documents, tokenizer, log)
     with folder.write(path) as temporary:
-        with contextlib.ExitStack() as open_files:
-            writers = {
-                split: open_files.enter_context(
-                    shards.SplitWriter(temporary, split, dtype, tokenizer.end_of_text, shard_tokens)
-                )
-                for split in ("train", "valid")
-            }
-            for batch in _with_progress(_batches(documents), name, writers, log):
-                encoded = tokenizer.encode_batch([text for _, text in batch])
-                for (side, text), tokens in zip(batch, encoded, strict=True):
-                    writers[side].write(text, tokens)
+        splits = {split: shards.join(parts, temporary, split, dtype, shard_tokens) for split in ("train", "valid")}
         description = {
             "name": name,
             "source": documents.source.from_,
@@ -221,41 +259,40 @@ def _write_source(
             "end_of_text": tokenizer.end_of_text,
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.name,
-            "splits": {split: writer.describe() for split, writer in writers.items()},
-            "dropped": dict(sorted(documents.dropped.items())),
+            "splits": splits,
+            "dropped": selection.dropped(),
             "inputs": inputs,
         }
         (temporary / shards.DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
+        if selection.first_malformed():
+            with open(temporary / shards.QUARANTINE, "w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in selection.quarantine())
     for line in documents.report():
         log(f"{name}: dropped {line}")
-    if not writers["valid"].documents:
+    if selection.first_malformed():
+        log(f"{name}: all malformed rows are listed in {path / shards.QUARANTINE}")
+    if not splits["valid"]["documents"]:
         log(f"WARNING: {name} has no validation documents: give it `valid_from`, more documents or more valid_fraction")
-    tokens = sum(writer.tokens for writer in writers.values())
+    tokens = sum(split["tokens"] for split in splits.values())
     log(f"{name}: {tokens:,} tokens in {path} after {time.monotonic() - started:.1f} s")
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for side, text in documents:
-        batch.append((side, text))
-        characters += len(text)
-        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _with_progress(batches: Iterable[T], name: str, writers: dict[str, Any], log: Log) -> Iterator[T]:
+def _tokenised(documents: Documents, tokenizer: Tokenizer, log: Log) -> list[Path]:
+    """The folders of tokens of every piece, made by as many processes as are worth it."""
+    selection, work = documents.selection, documents.work
+    text = work / f"tokenizer-{tokenizer.fingerprint[:12]}"
+    if not text.exists():
+        with folder.write(text) as temporary:
+            tokenizer.save(temporary)
+    parts = [work / f"tokens-{tokenizer.fingerprint[:12]}-{number:05d}" for number in range(selection.done)]
+    jobs = ((documents.table(number), selection.answers(number), text, part) for number, part in enumerate(parts))
     last = time.monotonic()
-    for batch in batches:
-        yield batch
+    done = documents.workers.map(write_tokens.write_tokens, jobs, documents.is_large(selection.pieces))
+    for number, _ in enumerate(done, start=1):
         if time.monotonic() - last > PROGRESS_SECONDS:
             last = time.monotonic()
-            written = [(writer.documents, writer.tokens) for writer in writers.values()]
-            documents, tokens = map(sum, zip(*written, strict=True))
-            log(f"{name}: {documents:,} documents, {tokens:,} tokens so far")
+            log(f"{documents.name}: {number} of {len(parts)} pieces tokenised")
+    return parts
 
 
 def table(prepared: Prepared) -> str:
@@ -290,8 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the config file")
     args = parser.parse_args(arguments)
     try:
-        raw = settings.read(args.config, args.overrides)
-        config = settings.validate(Config, {key: raw[key] for key in ("data", "tokenizer") if key in raw})
+        config = settings.load(Config, args.config, args.overrides, only=("data", "tokenizer"))
     except settings.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -301,6 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (sources.SourceError, TokenizerError, OSError) as error:
         print(f"not prepared: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from there", file=sys.stderr)
+        return 75
     print(json.dumps(_summary(prepared)) if args.json else table(prepared))
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pydantic
 
 from data import sources
+from data.filters import FilterSection
 from settings import Problem, Section
 
 _PART = re.compile(r"[1-9]\d{0,3}/[1-9]\d{0,3}")
@@ -56,6 +57,19 @@ class SourceSection(Section):
         return self.from_.startswith("embedded:")
 
 
+class EvaluationSet(Section):
+    """Questions that a model will be examined with."""
+
+    from_: str = pydantic.Field(alias="from")  # {jsonl,parquet,text}:PATH_OR_GLOB or hub:...
+    field: str = pydantic.Field("text", min_length=1)  # column that holds the question
+
+    def problems(self) -> list[Problem]:
+        remedy = sources.fault(self.from_)
+        if self.from_.startswith("embedded:"):
+            remedy = "leave it out: an embedded corpus keeps its validation documents out of training by itself"
+        return [Problem("from", self.from_, remedy)] if remedy else []
+
+
 class DataSection(Section):
     """All sources of a run and what is done to their documents."""
 
@@ -63,16 +77,23 @@ class DataSection(Section):
     seed: int = 1234  # of the embedded generator
     valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)  # held out by document hash
     min_characters: int = pydantic.Field(1, ge=1)  # shorter documents are dropped
+    filters: FilterSection = FilterSection()  # and those that are not of these languages or this quality
+    # and those whose 5-word shingles have at least this Jaccard similarity with an earlier one's; null: exact ones only
+    near_duplicates: float | None = pydantic.Field(None, ge=0.7, le=1)
+    evaluation_sets: dict[str, EvaluationSet] = {}  # and those that hold a question of these
+    most_malformed: float = pydantic.Field(0.05, ge=0, le=1)  # share of malformed rows that ends the preparation
+    workers: int | None = pydantic.Field(None, ge=1, le=1024)  # processes that prepare; null: one a core
     sources: dict[str, SourceSection] = pydantic.Field(default_factory=dict)
 
     def problems(self) -> list[Problem]:
         found = []
         if not self.sources:
             found.append(Problem("sources", {}, "name at least one source, for example stories: {from: ..., ...}"))
-        for name in self.sources:
+        for name in [*self.sources, *self.evaluation_sets]:
             if not _NAME.fullmatch(name):
                 remedy = "a source's name becomes a folder's: use up to 64 letters, digits, - and _"
-                found.append(Problem(f"sources.{name}", name, remedy))
+                where = "sources" if name in self.sources else "evaluation_sets"
+                found.append(Problem(f"{where}.{name}", name, remedy))
         folder = Path(self.shards)
         blocking = next((place for place in (folder, *folder.parents) if place.exists()), None)
         if blocking is not None and not blocking.is_dir():

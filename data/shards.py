@@ -1,22 +1,26 @@
 """The format of token shards, and their writer.
 
-A source's folder holds, for each split, numbered pairs of raw little-endian files and one description:
+A source's folder holds, for each split, numbered pairs of raw little-endian files, and beside them a description:
 
     train-00000.tokens   every document's tokens followed by one end-of-text, as uint16 or uint32
     train-00000.lengths  the number of tokens of each document, its end-of-text included, as int64
     dataset.json         counts of each split, names of its shards, the tokenizer they were made with, what was dropped
+    quarantine.jsonl     the rows that were no documents, if there were any: reason, place ("file:line"), detail
 
 A document never spans two shards. The folder as a whole is written and verified by `storage.folder`.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy
 
-DESCRIPTION = "dataset.json"
+DESCRIPTION, QUARANTINE = "dataset.json", "quarantine.jsonl"
+SPLITS = ("train", "valid")
 LENGTHS = numpy.dtype("<i8")
+COUNTS = ("documents", "tokens", "characters", "bytes")  # of a split; `bytes` are UTF-8 bytes of text
 
 
 def token_dtype(vocab_size: int) -> numpy.dtype:
@@ -25,19 +29,15 @@ def token_dtype(vocab_size: int) -> numpy.dtype:
 
 
 class SplitWriter:
-    """Writes the shards of one split, a new one whenever a document would not fit, and counts what it wrote.
+    """Writes documents of one split into one shard, and counts what it wrote."""
 
-    Args:
-        shard_tokens: size at which a shard is full; only a single longer document makes a larger one.
-    """
-
-    def __init__(self, folder: Path, split: str, dtype: numpy.dtype, end_of_text: int, shard_tokens: int):
-        self._folder, self._split, self._dtype = folder, split, dtype
-        self._end_of_text, self._shard_tokens = end_of_text, shard_tokens
-        self._files: tuple[IO[bytes], ...] | None = None
-        self._tokens_in_shard = 0
-        self._shards: list[str] = []
-        self.documents = self.tokens = self.characters = self.bytes = 0
+    def __init__(self, folder: Path, split: str, dtype: numpy.dtype, end_of_text: int):
+        self._dtype, self._end_of_text = dtype, end_of_text
+        stem = f"{split}-00000"
+        self._stem = stem
+        self._tokens = open(folder / f"{stem}.tokens", "wb")  # noqa: SIM115, closed by close
+        self._lengths = open(folder / f"{stem}.lengths", "wb")  # noqa: SIM115
+        self._counts = dict.fromkeys(COUNTS, 0)
 
     def write(self, text: str, tokens: Sequence[int]) -> None:
         """Append one document: its text is only counted, its tokens [n] are stored with an end-of-text behind them.
@@ -46,37 +46,67 @@ class SplitWriter:
             OverflowError: a token id outside the vocabulary's type.
         """
         stored = numpy.array([*tokens, self._end_of_text], dtype=self._dtype)
-        if self._files is None or self._tokens_in_shard + len(stored) > self._shard_tokens:
-            self._next_shard()
-        tokens_file, lengths_file = self._files
-        tokens_file.write(stored.data)
-        lengths_file.write(numpy.array([len(stored)], dtype=LENGTHS).data)
-        self._tokens_in_shard += len(stored)
-        self.documents += 1
-        self.tokens += len(stored)
-        self.characters += len(text)
-        self.bytes += len(text.encode())
+        self._tokens.write(stored.data)
+        self._lengths.write(numpy.array([len(stored)], dtype=LENGTHS).data)
+        for name, more in zip(COUNTS, (1, len(stored), len(text), len(text.encode())), strict=True):
+            self._counts[name] += more
 
-    def __enter__(self) -> "SplitWriter":
-        return self
+    def close(self) -> dict[str, Any]:
+        """This split's part of dataset.json."""
+        self._tokens.close()
+        self._lengths.close()
+        return {**self._counts, "shards": [self._stem]}
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
 
-    def _next_shard(self) -> None:
-        self._close()
-        stem = f"{self._split}-{len(self._shards):05d}"
-        names = f"{stem}.tokens", f"{stem}.lengths"
-        self._files = tuple(open(self._folder / name, "wb") for name in names)  # noqa: SIM115, closed by _close
-        self._tokens_in_shard = 0
-        self._shards.append(stem)
+def join(parts: Sequence[Path], target: Path, split: str, dtype: numpy.dtype, shard_tokens: int) -> dict[str, Any]:
+    """Write the shards of one split to `target` from those in `parts`, one after the other; returns the split's part
+    of dataset.json.
 
-    def _close(self) -> None:
-        for file in self._files or ():
-            file.close()
-        self._files = None
+    Args:
+        shard_tokens: size at which a shard is full; only a single longer document makes a larger one.
+    """
+    counts = dict.fromkeys(COUNTS, 0)
+    stems: list[str] = []
+    room = 0
+    for lengths, tokens in _stored(parts, split, dtype, counts):
+        first = start = 0
+        while first < len(lengths):
+            ends = lengths[first:].cumsum()
+            fitting = int(numpy.searchsorted(ends, room, side="right"))
+            if fitting == 0:
+                stems.append(f"{split}-{len(stems):05d}")
+                room = max(shard_tokens, int(lengths[first]))
+                continue
+            size = int(ends[fitting - 1])
+            with open(target / f"{stems[-1]}.tokens", "ab") as file:
+                file.write(tokens[start : start + size].data)
+            with open(target / f"{stems[-1]}.lengths", "ab") as file:
+                file.write(lengths[first : first + fitting].data)
+            first, start, room = first + fitting, start + size, room - size
+    return {**counts, "shards": stems}
 
-    def describe(self) -> dict[str, object]:
-        """This split's part of dataset.json; `bytes` are UTF-8 bytes of text."""
-        counts = {key: getattr(self, key) for key in ("documents", "tokens", "characters", "bytes")}
-        return {**counts, "shards": self._shards}
+
+def _stored(
+    parts: Sequence[Path], split: str, dtype: numpy.dtype, counts: dict[str, int]
+) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+    """What `stored` gives, of all parts; `counts` grow by what they hold."""
+    for part in parts:
+        about = json.loads((part / DESCRIPTION).read_text(encoding="utf-8"))
+        for name in COUNTS:
+            counts[name] += about["splits"][split][name]
+        yield from stored(part, about, split, dtype)
+
+
+def stored(
+    folder: Path, about: dict[str, Any], split: str, dtype: numpy.dtype | None = None
+) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
+    """(lengths [documents] int64, tokens [sum of lengths], memory-mapped) of each shard of one split that holds any.
+
+    Args:
+        about: the folder's dataset.json.
+    """
+    dtype = dtype or numpy.dtype(about["dtype"]).newbyteorder("<")
+    for stem in about["splits"][split]["shards"]:
+        lengths = numpy.fromfile(folder / f"{stem}.lengths", dtype=LENGTHS)
+        if len(lengths):
+            yield lengths, numpy.memmap(folder / f"{stem}.tokens", dtype=dtype, mode="r")

@@ -2,11 +2,13 @@
 
 A source is written "KIND:REST", for example `jsonl:corpus/*.jsonl`. A row that is no document (bad JSON, no such
 field, not text, not UTF-8) comes out of the stream as a `BadRow` in its place, so that the caller counts it and goes
-on; a file that cannot be read at all raises `SourceError`. Files are read one after the other, sorted by name, in
-bounded memory (one document, or one batch of a parquet row group, at a time).
+on; a file that cannot be read at all raises `SourceError`. Files are read sorted by name, in bounded memory (one
+document, or one batch of a parquet row group, at a time). `pieces` cuts a source into parts of about one size that can
+be read in any order by any number of processes, and together give every row once.
 """
 
 import dataclasses
+import functools
 import glob
 import itertools
 import json
@@ -14,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from data import embedded
 
@@ -23,8 +25,11 @@ Split = Literal["train", "valid"]
 KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
 PARQUET_BATCH = 1024  # rows decoded at a time
+PIECE_BYTES, PIECE_DOCUMENTS = 32_000_000, 2500  # of a file, and of a generator
+LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
 # The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.
 HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev")}
+OFFLINE = "Go online for this one preparation, or name a local folder or file"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -36,10 +41,31 @@ class SourceError(Exception):
 class BadRow:
     """A row that is no document: `reason` is one word to count by, `where` is "file:line", the rest is for people."""
 
-    reason: Literal["bad_json", "bad_utf8", "missing_field", "not_text"]
-    where: str
+    reason: Literal["bad_json", "bad_utf8", "missing_field", "not_text", "too_long"]
+    file: str
+    line: int  # from 1, counted from the beginning of the piece that was read
     detail: str
     count: int = 1
+
+    @property
+    def where(self) -> str:
+        """file:line"""
+        return f"{self.file}:{self.line}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a source: bytes [start, stop) of a file, row groups of a parquet file, or documents of a generator.
+
+    A row belongs to the piece in which it begins. `stop` None: to the end.
+    """
+
+    kind: str
+    place: str  # a file, an embedded corpus, or a data set of the Hub
+    start: int = 0
+    stop: int | None = None
+    split: Split = "train"
+    seed: int = 0  # of the embedded generator
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -106,30 +132,83 @@ def documents(
         SourceError: a file or data set cannot be read.
         ValueError: `source` is not of the form KIND:REST.
     """
-    kind, rest = parse(source)
-    if kind == "embedded":
-        stream: Iterator[str | BadRow] = embedded.documents(rest, split, count, seed)
-    elif kind == "hub":
-        stream = _hub_documents(rest, field, split)
-    else:
-        paths = files(source)
-        if not paths:
-            raise SourceError(f"{source}: no such file; name an existing file, or a pattern that matches some")
-        stream = itertools.chain.from_iterable(read_file(kind, path, field) for path in paths)
+    whole = _wholes(source, split, count, seed)
+    stream = itertools.chain.from_iterable(read_piece(piece, field) for piece in whole)
     return stream if count is None else _first(stream, count)
 
 
-def read_file(kind: str, path: Path, field: str = "text") -> Iterator[str | BadRow]:
-    """The documents of one file of kind jsonl, parquet or text. Raises SourceError where it cannot be read."""
+def pieces(source: str, split: Split, count: int | None, seed: int) -> list[Piece]:
+    """The parts of a source, in the order of `documents`. At least `count` documents are in them, if there are.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    found = []
+    for whole in _wholes(source, split, count, seed):
+        if whole.kind == "parquet":
+            groups = _parquet_groups(Path(whole.place))
+            found += [dataclasses.replace(whole, start=first, stop=stop) for first, stop in groups]
+            continue
+        if whole.kind == "hub":
+            found.append(whole)
+            continue
+        size = whole.stop if whole.kind == "embedded" else Path(whole.place).stat().st_size
+        step = PIECE_DOCUMENTS if whole.kind == "embedded" else PIECE_BYTES
+        starts = range(0, max(size, 1), step)
+        found += [dataclasses.replace(whole, start=start, stop=min(start + step, size)) for start in starts]
+    return found
+
+
+def read_piece(piece: Piece, field: str = "text") -> Iterator[str | BadRow]:
+    """The documents of one piece, bad rows in their places. Raises SourceError where it cannot be read."""
+    path = Path(piece.place)
     try:
-        if kind == "jsonl":
-            yield from _jsonl_documents(path, field)
-        elif kind == "parquet":
-            yield from _parquet_documents(path, field)
+        if piece.kind == "embedded":
+            yield from embedded.documents(piece.place, piece.split, piece.stop, piece.seed, first=piece.start)
+        elif piece.kind == "hub":
+            yield from _hub_documents(piece.place, field, piece.split)
+        elif piece.kind == "jsonl":
+            yield from _jsonl_documents(path, field, piece.start, piece.stop)
+        elif piece.kind == "parquet":
+            yield from _parquet_documents(path, field, piece.start, piece.stop)
         else:
-            yield from _text_documents(path)
+            yield from _text_documents(path, piece.start, piece.stop)
     except OSError as error:  # pyarrow raises OSError too, for pages that do not decompress
-        raise SourceError(f"{kind}:{path} cannot be read: {error}") from error
+        raise SourceError(f"{piece.kind}:{path} cannot be read: {error}") from error
+
+
+@functools.cache
+def lines_of(piece: Piece) -> int:
+    """How many lines of its file, or rows of its table, lie before the next piece."""
+    if piece.kind == "parquet":
+        return _parquet_rows(Path(piece.place), piece.start, piece.stop)
+    if piece.kind not in ("jsonl", "text"):
+        return 0
+    lines = 0
+    with open(piece.place, "rb") as file:
+        _to_line_start(file, piece.start)
+        here = file.tell()
+        end = Path(piece.place).stat().st_size
+        if piece.stop is not None and piece.stop < end:
+            end = _to_line_start(file, piece.stop)
+        file.seek(here)
+        while here < end and (chunk := file.read(min(2**20, end - here))):
+            lines += chunk.count(b"\n")
+            here += len(chunk)
+    return lines
+
+
+def _wholes(source: str, split: Split, count: int | None, seed: int) -> list[Piece]:
+    """One piece for each file, generator or data set of a source."""
+    kind, rest = parse(source)
+    if kind == "embedded":
+        return [Piece(kind, rest, 0, count, split, seed)]
+    if kind == "hub":
+        return [Piece(kind, rest, split=split)]
+    paths = files(source)
+    if not paths:
+        raise SourceError(f"{source}: no such file; name an existing file, or a pattern that matches some")
+    return [Piece(kind, str(path), split=split) for path in paths]
 
 
 def _first(stream: Iterator[str | BadRow], count: int) -> Iterator[str | BadRow]:
@@ -141,46 +220,101 @@ def _first(stream: Iterator[str | BadRow], count: int) -> Iterator[str | BadRow]
         count -= isinstance(item, str)
 
 
-def _jsonl_documents(path: Path, field: str) -> Iterator[str | BadRow]:
+def _to_line_start(file: IO[bytes], offset: int) -> int:
+    """Move to the first line that begins at `offset` or behind it; returns where that is."""
+    if offset == 0:
+        file.seek(0)
+        return 0
+    file.seek(offset - 1)
+    while (part := file.readline(2**20)) and not part.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file from where it stands; None in place of one that is longer than any row may be."""
+    while line := file.readline(LONGEST_ROW):
+        if len(line) < LONGEST_ROW or line.endswith(b"\n"):
+            yield line
+            continue
+        while (part := file.readline(2**20)) and not part.endswith(b"\n"):
+            pass
+        yield None
+
+
+def _jsonl_documents(path: Path, field: str, start: int, stop: int | None) -> Iterator[str | BadRow]:
+    name = str(path)
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}:{number}"
+        here = _to_line_start(file, start)
+        for number, line in enumerate(_lines(file), start=1):
+            if stop is not None and here >= stop:
+                return
+            begins_file, here = here == 0, file.tell()
+            if line is None:
+                yield BadRow("too_long", name, number, f"longer than {LONGEST_ROW:,} bytes")
+                continue
             if not line.strip():
                 continue
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig" if begins_file else "utf-8")
             except UnicodeDecodeError as error:
-                yield BadRow("bad_utf8", where, str(error))
+                yield BadRow("bad_utf8", name, number, str(error))
                 continue
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                yield BadRow("bad_json", where, f"{error}; it begins {text[:60]!r}")
+                yield BadRow("bad_json", name, number, f"{error}; it begins {text[:60]!r}")
                 continue
-            yield _field_of(row, field, where)
+            yield _field_of(row, field, name, number)
 
 
-def _parquet_documents(path: Path, field: str) -> Iterator[str | BadRow]:
+def _open_parquet(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except pyarrow.ArrowInvalid as error:
         raise SourceError(f"parquet:{path} is not a whole parquet file: {error}") from error
-    with file:
+
+
+def _parquet_groups(path: Path) -> list[tuple[int, int]]:
+    """[first, stop) of row groups that together have about one piece's bytes."""
+    with _open_parquet(path) as file:
+        sizes = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
+    cuts, size = [0], 0
+    for index, more in enumerate(sizes):
+        if size and size + more > PIECE_BYTES:
+            cuts.append(index)
+            size = 0
+        size += more
+    return list(itertools.pairwise([*cuts, len(sizes)]))
+
+
+def _parquet_rows(path: Path, start: int, stop: int | None) -> int:
+    with _open_parquet(path) as file:
+        groups = range(file.metadata.num_row_groups)[start:stop]
+        return sum(file.metadata.row_group(index).num_rows for index in groups)
+
+
+def _parquet_documents(path: Path, field: str, start: int, stop: int | None) -> Iterator[str | BadRow]:
+    import pyarrow
+
+    name = str(path)
+    with _open_parquet(path) as file:
+        groups = list(range(file.metadata.num_row_groups)[start:stop])
         if field not in file.schema_arrow.names:
-            if rows := file.metadata.num_rows:
+            if rows := sum(file.metadata.row_group(index).num_rows for index in groups):
                 detail = f"its columns are {', '.join(file.schema_arrow.names)}"
-                yield BadRow("missing_field", f"{path}:1", f"no column {field!r}; {detail}", count=rows)
+                yield BadRow("missing_field", name, 1, f"no column {field!r}; {detail}", count=rows)
             return
         kind = file.schema_arrow.field(field).type
         number = 0
         try:
-            for batch in file.iter_batches(PARQUET_BATCH, columns=[field]):
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=[field]):
                 for value in _parquet_values(batch.column(0), kind):
                     number += 1
-                    yield _field_of({field: value}, field, f"{path}:{number}")
+                    yield _field_of({field: value}, field, name, number)
         except pyarrow.ArrowException as error:
             raise SourceError(f"parquet:{path} is damaged after row {number}: {error}") from error
 
@@ -196,30 +330,67 @@ def _parquet_values(column: Any, kind: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def _text_documents(path: Path) -> Iterator[str | BadRow]:
+def _text_documents(path: Path, start: int, stop: int | None) -> Iterator[str | BadRow]:
     separator = SEPARATOR.encode()
-    lines: list[bytes] = []
-    start = 1
     with open(path, "rb") as file:
-        for number, line in enumerate(itertools.chain(file, [separator]), start=1):
-            if line.rstrip(b"\r\n") != separator:
-                lines.append(line)
+        here = _to_line_start(file, start)
+        if stop is not None and here >= stop:
+            return
+        inside = here == 0 or _ends_in_separator(file, here)  # of a document of this piece, else of the one before
+        lines: list[bytes] = []
+        size, first, begins = 0, 1, here
+        for number, line in enumerate(itertools.chain(_lines(file), [separator]), start=1):
+            if line is None or line.rstrip(b"\r\n") != separator:
+                if not inside and stop is not None and here >= stop:
+                    return
+                if inside:
+                    size += LONGEST_ROW if line is None else len(line)
+                    if size < LONGEST_ROW:
+                        lines.append(line)
+                    else:
+                        lines.clear()
+                here = file.tell()
                 continue
-            data = b"".join(lines)
-            if data.strip():
-                yield _decoded(data.removeprefix(b"\xef\xbb\xbf") if start == 1 else data, path, start)
-            lines, start = [], number + 1
+            if inside and size >= LONGEST_ROW:
+                yield BadRow("too_long", str(path), first, f"longer than {LONGEST_ROW:,} bytes")
+            elif inside and (data := b"".join(lines)).strip():
+                yield _decoded(data.removeprefix(b"\xef\xbb\xbf") if begins == 0 else data, path, first)
+            here = file.tell()
+            if stop is not None and here >= stop:
+                return
+            lines, size, first, begins, inside = [], 0, number + 1, here, True
 
 
-def _decoded(data: bytes, path: Path, start: int) -> str | BadRow:
+def _ends_in_separator(file: IO[bytes], offset: int) -> bool:
+    """Whether the line before `offset` is a separator; the file stays where it is."""
+    file.seek(max(0, offset - len(SEPARATOR) - 3))
+    before = file.read(offset - file.tell()).rstrip(b"\r\n")
+    file.seek(offset)
+    return before.split(b"\n")[-1] == SEPARATOR.encode()
+
+
+def _decoded(data: bytes, path: Path, first: int) -> str | BadRow:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = start + data[: error.start].count(b"\n")
-        return BadRow("bad_utf8", f"{path}:{line}", str(error))
+        return BadRow("bad_utf8", str(path), first + data[: error.start].count(b"\n"), str(error))
 
 
 def _hub_documents(rest: str, field: str, split: Split) -> Iterator[str | BadRow]:
+    try:
+        for number, row in enumerate(open_hub(rest, field, split), start=1):
+            yield _field_of(row, field, f"hub:{rest}", number)
+    except ConnectionError as error:
+        raise SourceError(f"hub:{rest} cannot be reached: {error}. {OFFLINE}") from error
+
+
+def open_hub(rest: str, field: str, split: Split) -> Any:
+    """One side of a data set of the Hub, or of a folder, as a stream of rows (datasets.IterableDataset).
+
+    Raises:
+        SourceError: there is no such data set, side or field.
+        ConnectionError: the Hub cannot be reached.
+    """
     import datasets
 
     folder = Path(rest).expanduser()
@@ -229,16 +400,14 @@ def _hub_documents(rest: str, field: str, split: Split) -> Iterator[str | BadRow
         name = next((name for name in HUB_SPLITS[split] if name in found), None)
         if name is None:
             raise SourceError(f"hub:{rest} has no split {' or '.join(HUB_SPLITS[split])}; it has {', '.join(found)}")
-        for number, row in enumerate(found[name], start=1):
-            if number == 1 and field not in row:
-                raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(row)}")
-            yield _field_of(row, field, f"hub:{rest} {name}:{number}")
-    except ConnectionError as error:
-        raise SourceError(
-            f"hub:{rest} cannot be reached: {error}. Go online for this one preparation, or name a local folder or file"
-        ) from error
+        first = next(iter(found[name]), None)
+    except ConnectionError:
+        raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise SourceError(f"hub:{rest} cannot be read: {error}") from error
+    if first is not None and field not in first:
+        raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(first)}")
+    return found[name]
 
 
 def _hub_name(rest: str) -> tuple[str, str | None]:
@@ -246,22 +415,23 @@ def _hub_name(rest: str) -> tuple[str, str | None]:
     return f"{owner}/{name}", config[0] if config else None
 
 
-def _field_of(row: Any, field: str, where: str) -> str | BadRow:
+def _field_of(row: Any, field: str, file: str, line: int) -> str | BadRow:
     """The text of one row, or why it has none."""
     if not isinstance(row, dict):
-        return BadRow("not_text", where, f"a row is an object with a field {field!r}, this is a {type(row).__name__}")
+        detail = f"a row is an object with a field {field!r}, this is a {type(row).__name__}"
+        return BadRow("not_text", file, line, detail)
     value = row.get(field)
     if value is None:
-        return BadRow("missing_field", where, f"no field {field!r}; it has {', '.join(map(str, row)) or 'none'}")
+        return BadRow("missing_field", file, line, f"no field {field!r}; it has {', '.join(map(str, row)) or 'none'}")
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            return BadRow("bad_utf8", where, str(error))
+            return BadRow("bad_utf8", file, line, str(error))
     if not isinstance(value, str):
-        return BadRow("not_text", where, f"{field!r} is a {type(value).__name__}, not text")
+        return BadRow("not_text", file, line, f"{field!r} is a {type(value).__name__}, not text")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
-        return BadRow("bad_utf8", where, str(error))
+        return BadRow("bad_utf8", file, line, str(error))
     return value

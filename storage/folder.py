@@ -58,14 +58,37 @@ def clear_leftovers(path: str | Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def clear_all_leftovers(root: str | Path) -> None:
+    """Remove what interrupted writes and removals of any folder under `root` left behind. Nobody else may be writing
+    there."""
+    root = Path(root)
+    for entry in root.iterdir() if root.is_dir() else ():
+        if entry.name.startswith(_TEMPORARY) and entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def remove(path: str | Path) -> None:
+    """Remove a folder; whoever looks meanwhile sees it whole or not at all."""
+    path = Path(path)
+    temporary = path.parent / f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
+    path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_file(path: str | Path, data: str | bytes) -> None:
     """Write one file atomically: temporary sibling, fsync, rename."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """The name of a file to write; when the block ends without an exception it becomes `path`."""
     path = Path(path)
     temporary = path.parent / f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.rename(path)
         _fsync(path.parent)

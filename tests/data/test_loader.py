@@ -27,13 +27,17 @@ SIZES = {  # tokens of each document, its end of text included
 
 def write_shards(folder: Path, train: list[int], valid: list[int] = (), shard_tokens: int = 100) -> Path:
     folder.mkdir(parents=True)
+    part = folder / "part"
+    part.mkdir()
     dtype = shards.token_dtype(2**20)
-    splits = {}
+    counts = {}
     for split, sizes in ("train", train), ("valid", valid):
-        with shards.SplitWriter(folder, split, dtype, END, shard_tokens) as writer:
-            for document, size in enumerate(sizes, 1):
-                writer.write("", [document * STRIDE + place for place in range(size - 1)])
-        splits[split] = writer.describe()
+        writer = shards.SplitWriter(part, split, dtype, END)
+        for document, size in enumerate(sizes, 1):
+            writer.write("", [document * STRIDE + place for place in range(size - 1)])
+        counts[split] = writer.close()
+    (part / shards.DESCRIPTION).write_text(json.dumps({"splits": counts}))
+    splits = {split: shards.join([part], folder, split, dtype, shard_tokens) for split in shards.SPLITS}
     about = {"splits": splits, "end_of_text": END, "dtype": dtype.name}
     (folder / shards.DESCRIPTION).write_text(json.dumps(about))
     return folder

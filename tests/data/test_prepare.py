@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 import settings
-from data import clean, embedded, prepare, sources
+from data import clean, embedded, prepare, sources, write_tokens
 from storage import folder
 from tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def write_texts(path, texts):
 
 
 def config(tmp_path, sources_, tokenizer=None, **data):
-    raw = {"data": {"shards": str(tmp_path / "shards"), "sources": sources_, **data}}
+    raw = {"data": {"shards": str(tmp_path / "shards"), "sources": sources_, "most_malformed": 1, **data}}
     raw["tokenizer"] = {"vocab_size": 1024} if tokenizer is None else {"path": str(tokenizer)}
     return settings.validate(prepare.Config, raw)
 
@@ -195,8 +195,8 @@ def test_shards_are_cut_at_the_limit_and_never_within_a_document(tmp_path, small
 
 
 def test_batches_for_the_tokenizer_are_bounded(tmp_path, monkeypatch, small_tokenizer):
-    monkeypatch.setattr(prepare, "BATCH_DOCUMENTS", 7)
-    monkeypatch.setattr(prepare, "BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(write_tokens, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(write_tokens, "BATCH_CHARACTERS", 200)
     texts = stories(50)
     sizes = []
     encode_batch = Tokenizer.encode_batch
@@ -289,7 +289,7 @@ def test_the_same_config_gives_the_same_bytes_anywhere(tmp_path):
         {"min_characters": 44},
         {"tokenizer": "other"},
         {"content": "other"},
-        {"code": 2},
+        {"code": "other"},
     ],
     ids=str,
 )

@@ -1,0 +1,123 @@
+"""The first stage of preparation: one piece of a source -> one table, with every row and what became of it.
+
+What one row alone decides is decided here, by any number of processes at once: whether it is a document, its normal
+form, the filters, decontamination, and the hashes by which duplicates are found. The table is written whole or not at
+all, so an interrupted preparation keeps the pieces that are done.
+
+    line    int64   of a malformed row, counted within the piece
+    fault   string  why the row is dropped, one word to count by; null: it may stay
+    malformed bool  whether the row is no document at all
+    count   int64   rows this one stands for
+    detail  string  what is wrong with a malformed row, for people
+    text    string  the normalised document, null if it is dropped
+    key     binary  16 bytes that tell the text from any other
+    bands   list<uint64>, shingles list<uint64>   of near_duplicates; empty where that is not asked for
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data import clean, filters, near_duplicates, sources
+from data.contamination import Questions
+from data.filters import FilterSection
+from storage import folder
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH_ROWS, BATCH_CHARACTERS = 1024, 4_000_000  # of a table that are in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is asked of each row."""
+
+    field: str
+    min_characters: int
+    filters: FilterSection
+    near_duplicates: bool  # whether their hashes are wanted
+    questions: Path | None  # contamination.Questions, saved
+
+
+def schema() -> "pyarrow.Schema":
+    """Of the table described above."""
+    import pyarrow
+
+    numbers = pyarrow.list_(pyarrow.uint64())
+    return pyarrow.schema(
+        [("line", pyarrow.int64()), ("fault", pyarrow.string()), ("malformed", pyarrow.bool_()),
+         ("count", pyarrow.int64()), ("detail", pyarrow.string()), ("text", pyarrow.large_string()),
+         ("key", pyarrow.binary()), ("bands", numbers), ("shingles", numbers)]
+    )  # fmt: skip
+
+
+def read_piece(piece: sources.Piece, rules: Rules, path: Path) -> None:
+    """Write the table of `piece` to `path`.
+
+    Raises:
+        sources.SourceError: the piece cannot be read.
+    """
+    import pyarrow.ipc
+
+    with folder.replacing(path) as temporary:
+        options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+        with pyarrow.ipc.new_file(str(temporary), schema(), options=options) as writer:
+            for rows in _batches(_judged(piece, rules)):
+                writer.write_batch(_with_hashes(rows, rules))
+
+
+def read_table(path: Path, columns: list[str]) -> Iterator["pyarrow.RecordBatch"]:
+    """The batches of a table, only some columns of them."""
+    import pyarrow
+    import pyarrow.ipc
+
+    wanted = [schema().get_field_index(name) for name in columns]
+    with pyarrow.OSFile(str(path)) as file:
+        reader = pyarrow.ipc.open_file(file, options=pyarrow.ipc.IpcReadOptions(included_fields=wanted))
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def _judged(piece: sources.Piece, rules: Rules) -> Iterator[dict[str, Any]]:
+    questions = _questions(rules.questions) if rules.questions else None
+    for row in sources.read_piece(piece, rules.field):
+        if isinstance(row, sources.BadRow):
+            yield {"line": row.line, "fault": row.reason, "malformed": True, "count": row.count, "detail": row.detail}
+            continue
+        text = clean.normalise(row)
+        fault = "too_short" if len(text) < rules.min_characters else filters.fault(text, rules.filters)
+        if fault is None and questions is not None and (name := questions.held_by(text)):
+            fault = f"in_evaluation_{name}"
+        found = {"fault": fault, "malformed": False, "count": 1}
+        yield found if fault else {**found, "text": text, "key": clean.key_of(text)}
+
+
+@functools.cache
+def _questions(path: Path) -> Questions:
+    return Questions.load(path)
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.get("text") or "")
+        if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _with_hashes(rows: list[dict[str, Any]], rules: Rules) -> "pyarrow.RecordBatch":
+    import pyarrow
+
+    kept = [row for row in rows if row.get("text") is not None] if rules.near_duplicates else []
+    sets = near_duplicates.shingles([row["text"] for row in kept]) if kept else []
+    for row, bands, shingles in zip(kept, near_duplicates.bands(sets), sets, strict=True):
+        row["bands"], row["shingles"] = bands, shingles
+    return pyarrow.RecordBatch.from_pylist(rows, schema=schema())

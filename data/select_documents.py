@@ -1,0 +1,206 @@
+"""The second stage of preparation: which of the rows that were read become documents, and on which side.
+
+What one row alone cannot tell is decided here, in the order of the source and by one process: duplicates and
+near-duplicates of earlier documents, training documents that are in validation, parts and sides. The answers lie in one
+SQLite file with the indices they follow from; a piece's answers are committed together, so an interrupted preparation
+goes on with the next piece. Memory does not grow with the corpus.
+"""
+
+import collections
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data import clean, near_duplicates, read_pieces, sources
+from data.settings import DataSection, SourceSection
+
+TRAIN, VALID, DROPPED = 0, 1, 2  # of one row
+SIDES = {TRAIN: "train", VALID: "valid"}
+COLUMNS = ["line", "fault", "malformed", "count", "detail", "text", "key"]
+CACHE_KIB = 64 * 1024  # of SQLite's pages in memory
+EARLIEST = 1000  # rows before too many of them can be malformed
+
+
+class Selection:
+    """The answers for the pieces of one source, made one piece after the other.
+
+    Args:
+        path: of the database.
+        pieces: of the source, validation documents of their own first.
+    """
+
+    def __init__(self, path: Path, name: str, pieces: list[sources.Piece], source: SourceSection, data: DataSection):
+        self.path, self.name, self.pieces, self.source, self.data = path, name, pieces, source, data
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._database.execute("CREATE TABLE IF NOT EXISTS pieces (number INTEGER PRIMARY KEY, answers BLOB, "
+                               "documents INTEGER, rows INTEGER, malformed INTEGER)")  # fmt: skip
+        self._database.execute("CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, held_out INTEGER) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE IF NOT EXISTS dropped (reason TEXT PRIMARY KEY, count INTEGER)")
+        self._database.execute("CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, reason TEXT, "
+                               "place TEXT, detail TEXT, count INTEGER)")  # fmt: skip
+        self._index = None
+        if data.near_duplicates is not None:
+            self._index = near_duplicates.Index(self._database, data.near_duplicates)
+
+    @property
+    def done(self) -> int:
+        """Pieces that have their answers."""
+        return self._database.execute("SELECT count(*) FROM pieces").fetchone()[0]
+
+    def is_enough(self) -> bool:
+        """Whether all documents that are asked for are read."""
+        return self._left("train") == 0 and self.done >= sum(piece.split == "valid" for piece in self.pieces)
+
+    def take(self, number: int, table: Path) -> None:
+        """Answer for every row in the table of piece `number`.
+
+        Raises:
+            sources.SourceError: too many rows are malformed.
+        """
+        piece = self.pieces[number]
+        left = self._left(piece.split)
+        answers = bytearray()
+        dropped: collections.Counter[str] = collections.Counter()
+        rows = malformed = documents = 0
+        self._database.execute("BEGIN")
+        try:
+            columns = COLUMNS + (["bands", "shingles"] if self._index else [])
+            for batch in read_pieces.read_table(table, columns):
+                for row in _rows(batch):
+                    if left is not None and documents >= left:
+                        answers.append(DROPPED)  # not counted: it was not asked for
+                        continue
+                    rows += row["count"]
+                    if row["malformed"]:
+                        malformed += row["count"]
+                        self._quarantine(number, row)
+                    else:
+                        documents += 1
+                    reason = row["fault"] or self._reason(row, piece.split)
+                    if reason:
+                        dropped[reason] += row["count"]
+                        answers.append(DROPPED)
+                    else:
+                        answers.append(self._side(row["text"], piece.split))
+            self._database.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)",
+                                   (number, bytes(answers), documents, rows, malformed))  # fmt: skip
+            self._database.executemany(
+                "INSERT INTO dropped VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
+                dropped.items(),
+            )
+            self._database.execute("COMMIT")
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self.check_malformed(EARLIEST)
+
+    def check_malformed(self, least_rows: int = 1) -> None:
+        """Raises sources.SourceError if more than `data.most_malformed` of at least so many rows are malformed."""
+        rows, malformed = self._database.execute("SELECT total(rows), total(malformed) FROM pieces").fetchone()
+        if rows >= least_rows and malformed > self.data.most_malformed * rows:
+            examples = self._database.execute("SELECT place, detail FROM quarantine ORDER BY id LIMIT 3").fetchall()
+            raise sources.SourceError(
+                f"data.sources.{self.name}: {malformed:,.0f} of {rows:,.0f} rows are malformed, more than "
+                f"data.most_malformed={self.data.most_malformed:g} allows: mend them, name another field, or allow "
+                "more. The first are " + "; ".join(f"{place}: {detail}" for place, detail in examples)
+            )
+
+    def documents(self, number: int, table: Path) -> Iterator[tuple[str, str]]:
+        """(side, text) of the documents of piece `number` that stay."""
+        yield from kept(table, self.answers(number))
+
+    def answers(self, number: int) -> bytes:
+        """TRAIN, VALID or DROPPED for every row of piece `number`."""
+        return self._database.execute("SELECT answers FROM pieces WHERE number = ?", (number,)).fetchone()[0]
+
+    def counts(self) -> tuple[int, int]:
+        """Documents that stay, for training and for validation."""
+        found = [0, 0]
+        for (answers,) in self._database.execute("SELECT answers FROM pieces"):
+            found[TRAIN] += answers.count(TRAIN)
+            found[VALID] += answers.count(VALID)
+        return found[TRAIN], found[VALID]
+
+    def dropped(self) -> dict[str, int]:
+        """Rows that do not stay, by reason."""
+        return dict(self._database.execute("SELECT reason, count FROM dropped ORDER BY reason"))
+
+    def first_malformed(self) -> dict[str, str]:
+        """By reason, where the first malformed row is and what is wrong with it."""
+        query = "SELECT reason, place, detail FROM quarantine ORDER BY id DESC"
+        return {reason: f"{place}: {detail}" for reason, place, detail in self._database.execute(query)}
+
+    def quarantine(self) -> Iterator[str]:
+        """One JSON line for each malformed row: reason, place ("file:line"), detail, rows it stands for."""
+        query = "SELECT reason, place, detail, count FROM quarantine ORDER BY id"
+        for reason, place, detail, count in self._database.execute(query):
+            yield json.dumps({"reason": reason, "place": place, "detail": detail, "rows": count}, ensure_ascii=False)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def _left(self, split: sources.Split) -> int | None:
+        """How many documents of that side are still asked for; None: all."""
+        if split == "valid" or self.source.documents is None:
+            return None
+        first = sum(piece.split == "valid" for piece in self.pieces)
+        query = "SELECT total(documents) FROM pieces WHERE number >= ?"
+        return max(0, self.source.documents - int(self._database.execute(query, (first,)).fetchone()[0]))
+
+    def _reason(self, row: dict[str, Any], split: sources.Split) -> str | None:
+        """Why a document does not stay, because of others; else None, and it is remembered."""
+        part, parts = self.source.part_numbers
+        key = row["key"]
+        if split == "train" and parts > 1 and clean.part_of(row["text"], parts) != part:
+            return "other_part"
+        held_out = split == "valid"
+        if not self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, held_out)).rowcount:
+            there = self._database.execute("SELECT held_out FROM keys WHERE key = ?", (key,)).fetchone()[0]
+            return "in_validation" if there and not held_out else "duplicate"
+        if self._index and not self._index.add(row["bands"], row["shingles"]):
+            return "near_duplicate"
+        return None
+
+    def _side(self, text: str, split: sources.Split) -> int:
+        if split == "valid":
+            return VALID
+        has_own = any(piece.split == "valid" for piece in self.pieces)
+        by_hash = not has_own and clean.split_of(text, self.data.valid_fraction) == "valid"
+        return VALID if by_hash else TRAIN
+
+    def _quarantine(self, number: int, row: dict[str, Any]) -> None:
+        piece = self.pieces[number]
+        before = sum(sources.lines_of(other) for other in self.pieces[:number]
+                     if (other.place, other.split) == (piece.place, piece.split))  # fmt: skip
+        place = f"{piece.place}:{before + row['line']}"
+        self._database.execute("INSERT INTO quarantine (reason, place, detail, count) VALUES (?, ?, ?, ?)",
+                               (row["fault"], place, row["detail"], row["count"]))  # fmt: skip
+
+
+def kept(table: Path, answers: bytes) -> Iterator[tuple[str, str]]:
+    """(side, text) of the rows of a table whose answer is a side."""
+    first = 0
+    for batch in read_pieces.read_table(table, ["text"]):
+        for answer, text in zip(answers[first : first + len(batch)], batch.column("text").to_pylist(), strict=True):
+            if answer != DROPPED:
+                yield SIDES[answer], text
+        first += len(batch)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a batch; lists of numbers as arrays."""
+    plain = {name: batch.column(name).to_pylist() for name in batch.schema.names if name not in ("bands", "shingles")}
+    arrays = {}
+    for name in ("bands", "shingles"):
+        if name in batch.schema.names:
+            column = batch.column(name)
+            values, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
+            arrays[name] = [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    for place in range(len(batch)):
+        yield {name: column[place] for name, column in {**plain, **arrays}.items()}

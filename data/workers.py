@@ -1,0 +1,75 @@
+"""Processes that share the work of a preparation: results in order, as many at once as there are cores."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from models import host
+
+
+class Workers:
+    """A pool that is started when it is first worth it; a context manager.
+
+    Args:
+        processes: None: one a core.
+    """
+
+    def __init__(self, processes: int | None = None):
+        self.processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple], many: bool) -> Iterator[Any]:
+        """`function(*job)` of each job, in order; `many`: whether they are worth processes of their own.
+
+        Jobs are taken from the iterable a few ahead of the results, so it may end early.
+
+        Raises:
+            OSError: a worker was killed, most likely for want of memory.
+        """
+        if not many or self.processes == 1:
+            for job in jobs:
+                yield function(*job)
+            return
+        waiting: deque = deque()
+        jobs = iter(jobs)
+        try:
+            while True:
+                for job in itertools.islice(jobs, 2 * self.processes - len(waiting)):
+                    waiting.append(self._started().submit(function, *job))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise OSError("a process that was preparing data was killed, most likely for want of memory: use fewer "
+                          "with data.workers; what is done so far is kept") from error  # fmt: skip
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:  # spawned: a fork would inherit the locks of whatever threads this process has
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin)
+        return self._pool
+
+
+def _begin() -> None:
+    """Of each worker: Ctrl-C is the parent's affair, and without a parent there is nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    host.end_with_parent()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

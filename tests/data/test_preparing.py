@@ -1,0 +1,209 @@
+"""Preparation in many pieces and processes, killed and resumed, is preparation in one; what it drops is counted."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import settings
+from data import documents as documents_
+from data import inspect, prepare, publish, shards, sources
+from data.sources import SourceError
+from storage import folder
+from tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def documents(count: int) -> list[str]:
+    draw = random.Random(1)
+    return [f"Story {n}: " + " ".join(draw.choices(["dog", "cat", "sun", "sea", "ran", "and", "saw", "red"], k=30))
+            for n in range(count)]  # fmt: skip
+
+
+def write(path: Path, rows: list) -> str:
+    lines = [row if row.startswith("{") else json.dumps({"text": row}) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return f"jsonl:{path}"
+
+
+def config(tmp_path: Path, source: dict, where: str = "shards", **data) -> prepare.Config:
+    raw = {"data": {"shards": str(tmp_path / where), "sources": {"a": source}, "valid_fraction": 0.1, **data}}
+    return settings.validate(prepare.Config, {**raw, "tokenizer": {"path": str(tokenizer(tmp_path))}})
+
+
+def tokenizer(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer"
+    if not path.exists():
+        Tokenizer.train(documents(100), 1024).save(path)
+    return path
+
+
+def prepared(found: prepare.Config, log=lambda _: None) -> Path:
+    return prepare.prepare(found.data, found.tokenizer, log).sources["a"]
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != folder.MANIFEST}
+
+
+@pytest.fixture
+def many_pieces(monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 5_000)
+    monkeypatch.setattr(documents_, "WORTH_PROCESSES", 0)
+
+
+def test_the_shards_do_not_depend_on_pieces_and_processes(tmp_path, monkeypatch):
+    texts = documents(900)
+    texts[300:300] = ["{broken", texts[17], "{also broken"]
+    source = {"from": write(tmp_path / "a.jsonl", texts), "documents": 800}
+    one = content(prepared(config(tmp_path, source, "one", near_duplicates=0.8, workers=1)))
+    monkeypatch.setattr(sources, "PIECE_BYTES", 7_000)
+    monkeypatch.setattr(documents_, "WORTH_PROCESSES", 0)
+    for workers in (1, 3):
+        log = []
+        where = prepared(config(tmp_path, source, f"many-{workers}", near_duplicates=0.8, workers=workers), log.append)
+        assert content(where) == one
+    rows = [json.loads(line) for line in one[shards.QUARANTINE].decode().splitlines()]
+    assert [(row["reason"], row["place"]) for row in rows] == [
+        ("bad_json", f"{tmp_path}/a.jsonl:301"), ("bad_json", f"{tmp_path}/a.jsonl:303")
+    ]  # fmt: skip
+    assert json.loads(one["dataset.json"])["dropped"] == {"bad_json": 2, "duplicate": 1}
+
+
+def test_killed_at_any_instant_and_started_again_it_is_the_same(tmp_path, many_pieces):
+    """Six kills at random; the work that was done is not done again."""
+    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(3000))}, "whole")
+    whole = content(prepared(found))
+    script = """
+from data import prepare, sources, documents
+sources.PIECE_BYTES, documents.WORTH_PROCESSES = 5_000, 10**12
+import sys; sys.exit(prepare.main(sys.argv[1:]))
+"""
+    path = tmp_path / "config.yaml"
+    found = config(tmp_path, {"from": f"jsonl:{tmp_path}/a.jsonl"}, "killed")
+    path.write_text(json.dumps(settings.as_plain(found)))
+    draw = random.Random(9)
+    killed = 0
+    for attempt in range(20):
+        process = subprocess.Popen([sys.executable, "-c", script, "--config", str(path)], cwd=ROOT,
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=draw.uniform(0.8, 2.0) if attempt < 6 else 200)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            killed += 1
+    assert process.returncode == 0 and killed > 0
+    (made,) = (tmp_path / "killed").glob("a-*")
+    assert content(made) == whole
+    assert list((tmp_path / "killed").glob(".work-*")) == [] and list((tmp_path / "killed").glob(".tmp-*")) == []
+
+
+def test_a_worker_that_is_killed_is_told_and_costs_nothing(tmp_path, many_pieces, monkeypatch):
+    source = {"from": write(tmp_path / "a.jsonl", documents(900))}
+    expected = content(prepared(config(tmp_path, source, "whole", workers=1)))
+    found = config(tmp_path, source, workers=2)
+    monkeypatch.setattr(documents_, "_read", _dies)
+    with pytest.raises(OSError, match="want of memory"):
+        prepared(found)
+    monkeypatch.undo()
+    assert content(prepared(found)) == expected
+
+
+def _dies(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_malformed_rows_stop_nothing_until_they_are_too_many(tmp_path):
+    rows = documents(95) + ["{no"] * 5
+    source = {"from": write(tmp_path / "a.jsonl", rows)}
+    assert prepared(config(tmp_path, source)).is_dir()
+    source = {"from": write(tmp_path / "a.jsonl", rows + ["{no"])}
+    message = r"data\.sources\.a: 6 of 101 rows are malformed, more than data\.most_malformed=0\.05 .*a\.jsonl:96: "
+    with pytest.raises(SourceError, match=message):
+        prepared(config(tmp_path, source))
+    assert prepared(config(tmp_path, source, most_malformed=0.1)).is_dir()
+
+
+def test_planted_duplicates_and_questions_are_dropped_and_counted(tmp_path, real_data):
+    def real(name, field, count):
+        with open(real_data / name, encoding="utf-8") as file:
+            return [json.loads(line)[field] for _, line in zip(range(count), file, strict=False)]
+
+    texts, questions = real("tinystories/train.jsonl", "text", 400), real("gsm8k/test.jsonl", "question", 50)
+    draw = random.Random(2)
+    near = []
+    for text in texts[:40]:
+        words = text.split(" ")
+        words[draw.randrange(len(words))] = "elephant"
+        near.append(" ".join(words))
+    held = [f"A riddle.\n{question}\nThe end." for question in questions[:25]]
+    swapped = [re.sub(r"\d", lambda _: str(draw.randrange(2, 9)), question) for question in questions[25:]]
+    rows = texts + texts[100:130] + near + held + swapped
+    source = {"from": write(tmp_path / "a.jsonl", [row if not row.startswith("{") else f" {row}" for row in rows])}
+    sets = {"gsm8k": {"from": f"jsonl:{real_data}/gsm8k/test.jsonl", "field": "question"}}
+    made = prepared(config(tmp_path, source, near_duplicates=0.8, evaluation_sets=sets))
+    about = json.loads((made / "dataset.json").read_text())
+    assert about["dropped"] == {"duplicate": 30, "in_evaluation_gsm8k": 50, "near_duplicate": 40}
+    assert sum(split["documents"] for split in about["splits"].values()) == 400
+
+
+def test_filters_are_counted_by_rule(tmp_path):
+    rows = documents(50) + ["too short", "@#$%^&* " * 30]
+    source = {"from": write(tmp_path / "a.jsonl", rows)}
+    made = prepared(config(tmp_path, source, filters={"min_words": 5, "max_symbols": 0.3}))
+    assert json.loads((made / "dataset.json").read_text())["dropped"] == {"too_few_words": 2}
+
+
+def test_inspect_shows_what_is_in_a_folder(tmp_path, capsys):
+    texts = documents(40)
+    made = prepared(config(tmp_path, {"from": write(tmp_path / "a.jsonl", [*texts, "{no"])}, valid_fraction=0))
+    arguments = [str(made), "--tokenizer", str(tmp_path / "tokenizer"), "--first", "38", "--documents", "5"]
+    assert inspect.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "40 documents" in shown and "dropped: 1 bad_json" in shown and f"{tmp_path}/a.jsonl:41: " in shown
+    assert shown.endswith(f"--- train document 38\n{texts[38]}\n\n--- train document 39\n{texts[39]}\n")
+    assert inspect.main([str(made)]) == 1  # no tokenizer lies beside the shards
+    assert "name it with --tokenizer" in capsys.readouterr().err
+    (made / "train-00000.tokens").write_bytes(b"")
+    assert inspect.main(arguments) == 1 and "train-00000.tokens" in capsys.readouterr().err
+
+
+def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypatch):
+    """The Hub is a stand-in that notes what it is given."""
+    import huggingface_hub
+
+    given = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            given.append(("create", name, options["private"]))
+            return f"hub/{name}"
+
+        def upload_folder(self, repo_id, folder_path, path_in_repo=None, **_):
+            given.append(("folder", repo_id, Path(folder_path).name, path_in_repo))
+
+        def upload_file(self, repo_id, path_or_fileobj, path_in_repo, **_):
+            given.append(("file", path_in_repo, path_or_fileobj.decode()))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", [*documents(40), "{no"])})
+    made = prepared(found)
+    assert publish.main([str(made), "me/stories", "--private"]) == 0
+    (_, name, private), (_, _, uploaded, _), (_, card_name, card) = given
+    assert (name, private, uploaded, card_name) == ("me/stories", True, made.name, "README.md")
+    assert "- 1 bad_json" in card and str(tmp_path) not in card and "| train |" in card
+    assert publish.main([str(made), "me/stories", "--dry-run"]) == 0 and card in capsys.readouterr().out
+    assert len(given) == 3
+    (made / "train-00000.tokens").write_bytes(b"")
+    assert publish.main([str(made), "me/stories"]) == 1 and "must be whole" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        publish.main([str(made), "no-owner"])
