@@ -12,7 +12,7 @@ import os
 import sys
 
 from models import host
-from settings import ConfigError, read, validate
+from settings import ConfigError, load
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -24,7 +24,7 @@ def main() -> int:
     from training.settings import RunConfig
 
     try:
-        config = validate(RunConfig, read(arguments.config, arguments.overrides))
+        config = load(RunConfig, arguments.config, arguments.overrides)
     except ConfigError as error:
         if is_main:
             print(error, file=sys.stderr)
@@ -42,7 +42,7 @@ def main() -> int:
             print(json.dumps(estimate.as_json()) if arguments.json else estimate.as_text())
         return 0
     host.prepare()
-    from training.start import CANNOT_START, start
+    from training.start import CANNOT_START, Diverged, start
 
     try:
         return start(config).value
@@ -50,6 +50,10 @@ def main() -> int:
         if is_main:
             print(f"cannot start: {error}", file=sys.stderr)
         return 2
+    except Diverged as error:
+        if is_main:
+            print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before training, which saves and stops by itself
         if is_main:
             print("stopped before training: the same command goes on from there", file=sys.stderr)

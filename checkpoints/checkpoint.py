@@ -11,6 +11,7 @@
 Everything else, the data order and the learning rate included, follows from the config and RunState.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MODEL_CONFIG, RUN_CONFIG, TOKENIZER = "model.json", "config.yaml", "tokenizer"
-_NAME = re.compile(r"step-\d{8,}")
+_NAME = re.compile(r"step-\d{8,}(-later)?")
+_BROKEN = re.compile(r"\.(step-\d{8,}(?:-later)?)\.broken-\d+")  # storage.folder.set_aside
+BESIDE_TENSORS = 32 * 2**20  # bytes: tokenizer, config and headers, and a little for whoever else writes
 T = TypeVar("T")
 
 
@@ -48,9 +51,64 @@ class RunState:
     tokens: int = 0  # trained tokens of the whole run
     phases_done: list[str] = dataclasses.field(default_factory=list)  # names; the current phase is the one after them
     cursor: int = 0  # samples consumed of the current phase
+    samples_done: dict[str, int] = dataclasses.field(default_factory=dict)  # by phase that is done: samples consumed
+    looked_up: int = 0  # the step whose validation and samples, if due, are made
+    data: dict[str, str] = dataclasses.field(default_factory=dict)  # by source: sha256 of its shards' manifest
     seconds: float = 0.0  # spent training, over all sessions
+    val_loss: float | None = None  # the last one of the current phase, nats a token
     best_val_loss: float | None = None  # of the current phase, for early stopping
     validations_without_gain: int = 0
+    skipped: int = 0  # batches of the whole run whose loss or gradient was no number
+    skipped_in_a_row: int = 0  # up to the last step
+    loss_count: int = 0  # running mean of the current phase's training loss (training/stability.py): steps in it,
+    loss_mean: float = 0.0  # the mean, older steps counting less, nats a token,
+    loss_variance: float = 0.0  # and its variance
+
+    @property
+    def ends_phase(self) -> bool:
+        """Whether this is the state right after a phase."""
+        return self.cursor == 0 and bool(self.phases_done)
+
+    @property
+    def done_at_step(self) -> tuple[int, int]:
+        """What tells the states of one step apart: whether its validation is made, whether its phase is over."""
+        return int(self.looked_up == self.step), len(self.phases_done)
+
+    @property
+    def last_phase(self) -> int:
+        """Number, from 0, of the phase that took the last step."""
+        return len(self.phases_done) - self.ends_phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay when a newer one has been written and verified. The newest always does."""
+
+    newest: int = 3  # so many of the newest
+    best: bool = True  # the one with the lowest validation loss of the newest one's phase
+    phase_ends: bool = True  # those made at the end of a phase
+    every_steps: int | None = None  # those of every so many steps
+
+    def obsolete(self, root: Path, newest: Path) -> list[Path]:
+        """The folders that may go, oldest first: checkpoints older than `newest`, and broken ones set aside that are
+        older than all that stay."""
+        older = [entry for entry in _folders(root) if entry.name < newest.name]
+        states = {}
+        for path in [*older, newest]:
+            with contextlib.suppress(CheckpointError):  # a broken one is no milestone
+                states[path] = read_state(path)
+        kept = {newest, *older[max(0, len(older) - (self.newest - 1)) :]}
+        for path, state in states.items():
+            by_step = self.every_steps is not None and state.step % self.every_steps == 0
+            if by_step or (self.phase_ends and state.ends_phase):
+                kept.add(path)
+        rivals = [path for path, state in states.items()
+                  if state.val_loss is not None and state.last_phase == states[newest].last_phase]  # fmt: skip
+        if self.best and rivals:
+            kept.add(min(rivals, key=lambda path: (states[path].val_loss, path.name)))
+        oldest = min(path.name for path in kept)
+        broken = [entry for entry in root.iterdir() if (found := _BROKEN.fullmatch(entry.name)) and found[1] < oldest]
+        return [path for path in older if path not in kept] + sorted(broken)
 
 
 def save(
@@ -62,22 +120,32 @@ def save(
     model_config: ModelConfig,
     run_config: dict[str, Any],
     tokenizer: "Tokenizer",
-    keep: int,
+    retention: Retention = Retention(),
 ) -> Path:
-    """Write the checkpoint of `state.step` under `root`, and remove older ones until `keep` are left.
+    """Write the checkpoint of `state.step` under `root`; when it verifies, remove older ones as `retention` says.
 
-    A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not. One of
-    a later step, which the run could not resume from, does not count and stays until the run comes to that step. Called
-    by one rank.
+    A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not; if it
+    holds the same step before its validation or its phase's end, the new one is called step-N-later. One of a later
+    step, which the run could not resume from, does not count and stays until the run comes to that step. Called by one
+    rank, of one run: what another try left half-written is cleared away.
+
+    Raises:
+        OSError: the disk is full, was too full to begin with (ENOSPC), or does not give back what was written (EIO).
+            The older checkpoints are all still there.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = root / f"step-{state.step:08d}"
+    name = f"step-{state.step:08d}"
+    path = root / name
+    if path.exists() and not folder.verify(path) and not _is_of(path, state):
+        path = root / f"{name}-later"
     if path.exists():
         if not folder.verify(path):
             return path
         folder.set_aside(path)
+    folder.clear_all_leftovers(root)
+    _check_room(root, path, [*model.values(), *optimizer.values()])
     with folder.write(path) as temporary:
         try:
             save_file(model, temporary / MODEL)
@@ -88,10 +156,27 @@ def save(
         (temporary / MODEL_CONFIG).write_text(json.dumps(dataclasses.asdict(model_config), indent=1))
         (temporary / RUN_CONFIG).write_text(yaml.safe_dump(run_config, sort_keys=False))
         tokenizer.save(temporary / TOKENIZER)
-    older = [entry for entry in _folders(root) if entry.name < path.name]
-    for old in older[: max(0, len(older) - (keep - 1))]:
-        shutil.rmtree(old)
+    if problems := folder.verify(path):
+        folder.set_aside(path)
+        raise OSError(errno.EIO, f"the disk does not give back what was written ({'; '.join(problems)})", str(path))
+    for old in retention.obsolete(root, path):
+        folder.remove(old)
     return path
+
+
+def _is_of(path: Path, state: RunState) -> bool:
+    """Whether the checkpoint at `path` holds this state, whenever it was."""
+    return dataclasses.replace(read_state(path), seconds=state.seconds) == state
+
+
+def _check_room(root: Path, path: Path, tensors: list["Tensor"]) -> None:
+    """Raises OSError if the disk has no room for a checkpoint of these tensors."""
+    root.mkdir(parents=True, exist_ok=True)
+    needed = sum(tensor.nbytes for tensor in tensors) + BESIDE_TENSORS
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        what = f"{needed / 1e9:.2f} GB are needed for a checkpoint, {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, what, str(path))
 
 
 def newest(root: Path) -> tuple[Path | None, dict[Path, list[str]]]:
@@ -112,7 +197,7 @@ def resolve(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: name a run (runs/x) or one of its checkpoints")
-    found, skipped = newest(path / "checkpoints")
+    found, skipped = newest(path if path.name == "checkpoints" else path / "checkpoints")
     if found is None:
         faults = "; ".join(problem for problems in skipped.values() for problem in problems)
         raise CheckpointError(f"{path} has no checkpoint that can be used ({faults or 'none was written yet'})")

@@ -4,8 +4,7 @@ Both ask documents of the validation split, which never occur in training (data/
 accuracy with its 95% interval.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,10 @@ class ProbeResult:
         return self.correct / self.total
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 def word_problems(
     model: "nn.Module",
     tokenizer: "Tokenizer",
@@ -41,11 +44,12 @@ def word_problems(
     count: int = 200,
     batch: int = 100,
     max_new_tokens: int = 96,
+    between: Callable[..., None] = _nothing,
 ) -> ProbeResult:
     """Solves `count` held-out word problems by greedy cached decoding; right is the exact number after "####".
 
     No two problems have the same arithmetic: a short chain that comes up again under other names would be one question
-    counted several times, and the interval would be too narrow.
+    counted several times, and the interval would be too narrow. `between` is called at each token, and may raise.
 
     Raises:
         ValueError: there are fewer than `count` different problems.
@@ -57,7 +61,8 @@ def word_problems(
     for first in range(0, count, batch):
         part = tasks[first : first + batch]
         prompts = [[tokenizer.end_of_text, *tokenizer.encode(task.question + "\n")] for task in part]
-        solutions = generate(model, prompts, max_new_tokens, [tokenizer.end_of_text], Sampling(temperature=0.0))
+        solutions = generate(model, prompts, max_new_tokens, [tokenizer.end_of_text], Sampling(temperature=0.0),
+                             between)  # fmt: skip
         correct += sum(
             is_correct(tokenizer.decode(solution), task.answer) for task, solution in zip(part, solutions, strict=True)
         )
@@ -65,28 +70,37 @@ def word_problems(
 
 
 def recall(
-    model: "nn.Module", tokenizer: "Tokenizer", *, seed: int, count: int = 25, batch: int = 1
+    model: "nn.Module",
+    tokenizer: "Tokenizer",
+    *,
+    seed: int,
+    count: int = 25,
+    batch: int = 1,
+    between: Callable[..., None] = _nothing,
 ) -> ProbeResult:
     """Asks `count` long held-out documents for the facts that stand at their beginning alone, all at once.
 
     An answer counts as right when each of its tokens is the likeliest given the true document before it. That is what
     greedy decoding would answer, had the questions before it been answered truly; no answer helps with another. The
     interval allows for answers of one document being right or wrong together. Documents that do not fit the model's
-    context are passed over, never cut.
+    context are passed over, never cut. `between` is called before each batch of them, and may raise.
 
     Raises:
         ValueError: too few documents fit the model's context.
     """
     import torch
 
+    from models.decoding import evaluating
+
     clusters: list[tuple[int, int]] = []
     device = next(model.parameters()).device
     asked = list(_fitting(tokenizer, seed, count, model.config.context))
     for first in range(0, count, batch):
+        between()
         part = asked[first : first + batch]
         longest = max(len(ids) for ids, _ in part)
         rows = [[tokenizer.end_of_text, *ids] + [tokenizer.end_of_text] * (longest - len(ids)) for ids, _ in part]
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             likeliest = model(torch.tensor(rows, device=device)[:, :-1], None).argmax(dim=-1).tolist()
         for (ids, spans), row in zip(part, likeliest, strict=True):
             right = sum(row[start:end] == ids[start:end] for start, end in spans)
@@ -124,6 +138,12 @@ def _fitting(tokenizer: "Tokenizer", seed: int, count: int, context: int) -> Ite
     )
 
 
+def check_recall(tokenizer: "Tokenizer", *, seed: int, context: int, count: int = 20) -> None:
+    """Raises ValueError if too few of the first recall documents fit `context`."""
+    for _ in _fitting(tokenizer, seed, count, context):
+        pass
+
+
 def token_spans(tokenizer: "Tokenizer", ids: list[int], characters: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The token span [start, end) that covers each character span, for text of one byte a character."""
     ends, position = [], 0
@@ -136,13 +156,3 @@ def token_spans(tokenizer: "Tokenizer", ids: list[int], characters: list[tuple[i
         end = next(index for index, end in enumerate(ends) if end >= stop) + 1
         spans.append((start, end))
     return spans
-
-
-@contextmanager
-def _evaluating(model: "nn.Module") -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -14,6 +14,7 @@ are dropped.
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,21 @@ class MetricsLog:
         self._file.write(encode(record) + "\n")
         self._file.flush()
 
-    def mark_checkpoint(self, step: int, phase: str, tokens: int) -> None:
+    def mark_checkpoint(self, step: int, phase: str, tokens: int, done: Sequence[int] = ()) -> None:
         """Record that a checkpoint of `step` is about to be written, and put all records so far safely on disk.
 
-        Call it when everything that belongs to the step was recorded, right before saving. A mark whose save never
-        finished does no harm: `rewind` is asked for the step of a checkpoint that exists.
+        Call it when everything that belongs to the checkpoint was recorded, right before saving. A mark whose save
+        never finished does no harm: `rewind` is asked for a checkpoint that exists.
+
+        Args:
+            done: numbers that tell the checkpoints of one step apart: what else was done at it, such as its validation.
         """
-        self.append({"kind": "event", "event": "checkpoint", "step": step, "phase": phase, "tokens": tokens})
+        place = {"step": step, "phase": phase, "tokens": tokens, "done": list(done)}
+        self.append({"kind": "event", "event": "checkpoint", **place})
         os.fsync(self._file.fileno())
 
-    def rewind(self, step: int) -> int:
-        """Drop what was recorded after the checkpoint of `step` was written; returns how many lines went.
+    def rewind(self, step: int, done: Sequence[int] = ()) -> int:
+        """Drop what was recorded after the checkpoint of `step` and `done` was written; returns how many lines went.
 
         A step that was saved twice (at the end of a phase, and again when the run was stopped before the next phase
         took a step) is cut after the first of the two: the run's state was the same, so it records the rest again.
@@ -61,10 +66,20 @@ class MetricsLog:
         """
         self.close()
         lines = _lines(self.path)
-        kept = _kept(lines, step)
+        kept = _kept(lines, step, list(done))
         if self.path.exists():
             folder.write_file(self.path, "".join(f"{line}\n" for line in kept))
         return len(lines) - len(kept)
+
+    def size(self) -> int:
+        """Bytes of the file so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def truncate(self, size: int) -> None:
+        """Drop the records behind the first `size` bytes."""
+        self.close()
+        if self.path.exists():
+            os.truncate(self.path, size)
 
     def close(self) -> None:
         """Close the file; a later record opens it again."""
@@ -136,7 +151,7 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
     return found
 
 
-def _kept(lines: list[tuple[str, dict[str, Any] | None]], step: int) -> list[str]:
+def _kept(lines: list[tuple[str, dict[str, Any] | None]], step: int, done: list[int]) -> list[str]:
     """The lines that stay when a run goes on from the checkpoint of `step`."""
 
     def places(event: str) -> list[int]:
@@ -147,6 +162,7 @@ def _kept(lines: list[tuple[str, dict[str, Any] | None]], step: int) -> list[str
         ]
 
     marks = places("checkpoint")
+    marks = [mark for mark in marks if lines[mark][1].get("done", []) == done] or marks
     if step == 0:
         end = 0
     elif marks:

@@ -1,13 +1,13 @@
 """What the trainer asks of `evaluation/` during a run: validation losses, probes, and the bigram floor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
-from data.loader import TokenShards, validation_batches
+from data.loader import Batch, TokenShards, validation_batches
 from data.prepare import Prepared
 from evaluation.bigram import kneser_ney_loss
 from evaluation.perplexity import HeldOutLoss, held_out_loss
@@ -23,9 +23,17 @@ MOST_BIGRAM_TOKENS = 20_000_000  # of each source: counting more takes longer th
 
 
 def validation(
-    objective: nn.Module, strategy: Strategy, sources: Mapping[str, Path], phase: PhaseSection, limit: int | None
+    objective: nn.Module,
+    strategy: Strategy,
+    sources: Mapping[str, Path],
+    phase: PhaseSection,
+    limit: int | None,
+    unless_stopped: Callable[[Iterable[Batch]], Iterable[Batch]],
 ) -> dict[str, HeldOutLoss]:
-    """The held-out loss of each of the phase's sources that has a validation split, on at most `limit` tokens."""
+    """The held-out loss of each of the phase's sources that has a validation split, on at most `limit` tokens.
+
+    `unless_stopped` passes the batches through and may raise between two of them.
+    """
     losses = {}
     for name in phase.data:
         about = TokenShards(sources[name], "valid").about
@@ -35,7 +43,7 @@ def validation(
         batches = validation_batches(sources[name], phase.context, rows, limit, strategy.rank, strategy.world)
         losses[name] = held_out_loss(
             objective,
-            batches,
+            unless_stopped(batches),
             tokens_per_byte=about["tokens"] / about["bytes"],
             device=strategy.device,
             autocast=strategy.autocast(),
@@ -44,13 +52,31 @@ def validation(
     return losses
 
 
-def probe(name: str, model: nn.Module, tokenizer: "Tokenizer", strategy: Strategy, config: RunConfig) -> "ProbeResult":
-    """Ask held-out questions of the embedded corpus."""
+def probe(
+    name: str,
+    model: nn.Module,
+    tokenizer: "Tokenizer",
+    strategy: Strategy,
+    config: RunConfig,
+    between: Callable[[], None],
+) -> "ProbeResult":
+    """Ask held-out questions of the embedded corpus; `between` is called now and then, and may raise."""
     from evaluation import probes
 
     ask = {"word_problems": probes.word_problems, "recall": probes.recall}[name]
     with strategy.autocast():
-        return ask(model, tokenizer, seed=config.data.seed, count=getattr(config.evaluation, name))
+        return ask(model, tokenizer, seed=config.data.seed, count=getattr(config.evaluation, name), between=between)
+
+
+def recall_fault(config: RunConfig, prepared: Prepared, context: int) -> str | None:
+    """Why the recall probe could not be asked of a model with this context and tokenizer; None if it can."""
+    from evaluation import probes
+
+    try:
+        probes.check_recall(prepared.tokenizer, seed=config.data.seed, context=context)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def bigram_floors(prepared: Prepared, phase: PhaseSection, model_config: ModelConfig) -> dict[str, float]:

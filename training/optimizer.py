@@ -70,7 +70,8 @@ class MuonAdamW(torch.optim.Optimizer):
             {**adamw, "weight_decay": 0.0, "params": vectors},
         ]
         self.newton_schulz_dtype = newton_schulz_dtype
-        self.steps_taken = 0  # of AdamW's bias correction
+        device = next(iter(self.names)).device
+        self.steps_taken = torch.zeros((), device=device)  # of AdamW's bias correction
         super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
         self.set_learning_rate(1.0)
 
@@ -80,43 +81,58 @@ class MuonAdamW(torch.optim.Optimizer):
             group["lr"] = group["peak_lr"] * multiplier
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
-        self.steps_taken += 1
+    def step(self, only_if: Tensor | None = None) -> None:
+        """One update of every parameter that has a gradient; none of anything where `only_if` [] bool is False.
+
+        `only_if` is looked at where it stands: on a GPU nobody waits for it, and what must not happen is masked out.
+        """
+        if only_if is not None and only_if.device.type == "cpu":
+            if only_if:
+                self._update(None)
+            return
+        self._update(only_if)
+
+    @torch.no_grad()
+    def _update(self, only_if: Tensor | None) -> None:
+        self.steps_taken += 1 if only_if is None else only_if.to(self.steps_taken)
         for group in self.param_groups:
             with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["kind"] == "muon":
-                self._muon(group, with_gradient)
+                self._muon(group, with_gradient, only_if)
             else:
-                self._adamw(group, with_gradient)
+                self._adamw(group, with_gradient, only_if)
 
-    def _muon(self, group: dict, parameters: list[nn.Parameter]) -> None:
+    def _muon(self, group: dict, parameters: list[nn.Parameter], only_if: Tensor | None) -> None:
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             by_shape[parameter.shape].append(parameter)
         for (rows, columns), same_shape in by_shape.items():
             at_once = max(1, MOST_STACKED // (rows * columns))
             for start in range(0, len(same_shape), at_once):
-                self._muon_batch(group, same_shape[start : start + at_once])
+                self._muon_batch(group, same_shape[start : start + at_once], only_if)
 
-    def _muon_batch(self, group: dict, parameters: list[nn.Parameter]) -> None:
+    def _muon_batch(self, group: dict, parameters: list[nn.Parameter], only_if: Tensor | None) -> None:
         """Matrices of one shape."""
         rows, columns = parameters[0].shape
         gradients = [parameter.grad for parameter in parameters]
         buffers = [self._buffer(parameter, "momentum_buffer") for parameter in parameters]
+        if only_if is not None:  # a momentum drawn towards itself stays what it is
+            gradients = [torch.where(only_if, *pair) for pair in zip(gradients, buffers, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         updates = newton_schulz(torch.stack(nesterov), dtype=self.newton_schulz_dtype)
         # a tall matrix needs a larger update for the same change of its output (Jordan et al. 2024)
         scale = max(1.0, rows / columns) ** 0.5
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * scale)
+        lr = group["lr"] if only_if is None else group["lr"] * only_if
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.mul_(-lr * scale).unbind()))
 
-    def _adamw(self, group: dict, parameters: list[nn.Parameter]) -> None:
+    def _adamw(self, group: dict, parameters: list[nn.Parameter], only_if: Tensor | None) -> None:
         if not parameters:
             return
-        # torch counts a parameter's steps on its device; ours are counted once, for the whole model
-        steps = torch.full((len(parameters),), self.steps_taken - 1.0, device=parameters[0].device).unbind()
+        # torch counts every parameter's steps; ours are counted once, for the whole model
+        before = self.steps_taken - (1 if only_if is None else only_if.to(self.steps_taken))
+        steps = before.to(parameters[0].device).repeat(len(parameters)).unbind()
         adamw(
             parameters,
             [parameter.grad for parameter in parameters],
@@ -132,6 +148,7 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=None if only_if is None else (~only_if).float(),
         )
 
     def _buffer(self, parameter: nn.Parameter, name: str) -> Tensor:
@@ -143,7 +160,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def tensors(self) -> dict[str, Tensor]:
         """The whole state by canonical name, `<parameter>.<buffer>`; what a checkpoint stores."""
         named = {f"{self.names[p]}.{key}": value for p, state in self.state.items() for key, value in state.items()}
-        return {**named, "steps_taken": torch.tensor(self.steps_taken)}
+        return {**named, "steps_taken": self.steps_taken.to(torch.int64)}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave.
@@ -155,7 +172,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.state.clear()
         for key, value in tensors.items():
             if key == "steps_taken":
-                self.steps_taken = int(value)
+                self.steps_taken.copy_(value)
                 continue
             name, _, buffer = key.rpartition(".")
             parameter = by_name[name]

@@ -98,8 +98,11 @@ class Strategy:
             yield
 
     def backward(self, loss_sum: Tensor, global_tokens: int) -> None:
-        """Gradients of the global mean loss: DDP averages over ranks, hence the factor."""
-        (loss_sum * (self.world / global_tokens)).backward()
+        """Gradients of the global mean loss: DDP averages over ranks, hence the factor.
+
+        A loss that is no number makes all of its gradients none, so that every rank sees it in the gradient's norm.
+        """
+        (loss_sum * (self.world / global_tokens + 0 * loss_sum.detach())).backward()
 
     def clip(self, module: nn.Module, max_norm: float | None) -> Tensor:
         """Scale gradients to a global norm of at most `max_norm`; returns the norm before."""

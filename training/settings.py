@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from checkpoints.checkpoint import Retention
 from data.order import PERIOD
 from data.settings import DataSection
 from models.config import ModelConfig
@@ -50,7 +51,10 @@ class RunSection(Section):
     folder: str = "runs"
     seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
     init_from: str | None = None  # a run or checkpoint whose weights a new run starts from; a resumed run ignores it
+    # what a resumed run may find changed: the tokenizer, the shards, the order of samples, the learning rates
+    allow: list[Literal["tokenizer", "data", "order", "schedule"]] = []
     stop_after_steps: int | None = pydantic.Field(None, ge=1)  # save and stop there, to be resumed later
+    max_minutes: float | None = pydantic.Field(None, gt=0, le=1e6)  # save and stop after so long, each time anew
 
     @property
     def path(self) -> Path:
@@ -100,6 +104,7 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
     weight_decay: float = pydantic.Field(0.0, ge=0)  # decoupled, on matrices
     clip: float | None = pydantic.Field(1.0, gt=0)  # global gradient norm; null: no clipping
+    most_skipped: int = pydantic.Field(10, ge=1)  # batches in a row without a finite gradient, then training gives up
     newton_schulz: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on CUDA
 
     def problems(self) -> list[Problem]:
@@ -155,6 +160,14 @@ class CheckpointSection(Section):
     every_steps: int | None = pydantic.Field(None, ge=1)
     every_minutes: float | None = pydantic.Field(10.0, gt=0)
     keep: int = pydantic.Field(3, ge=1)  # newest checkpoints kept
+    keep_best: bool = True  # and the one with the lowest validation loss of its phase
+    keep_phase_ends: bool = True  # and those at the end of a phase
+    keep_every_steps: int | None = pydantic.Field(None, ge=1)  # and those of every so many steps; null: none
+
+    @property
+    def retention(self) -> Retention:
+        """What the checkpoints' room makes of it."""
+        return Retention(self.keep, self.keep_best, self.keep_phase_ends, self.keep_every_steps)
 
 
 class EvaluationSection(Section):

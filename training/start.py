@@ -1,17 +1,28 @@
 """From a valid config to a finished run: processes, data, trainer."""
 
+import contextlib
 import dataclasses
 import sys
+from pathlib import Path
+
+import filelock
 
 from checkpoints import CheckpointError, locate, newest, tokenizer_of
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
+from models import host
 from settings import ConfigError, Problem
 from tokenizer import TokenizerError
+from training.examine import recall_fault
 from training.parallel import LaunchError, Strategy
+from training.requests import Requests
+from training.resume import RunMismatch
 from training.settings import RunConfig
-from training.trainer import Outcome, RunMismatch, Trainer, save_resolved_config
+from training.stability import Diverged
+from training.trainer import Outcome, Trainer, save_resolved_config
 
+__all__ = ["CANNOT_START", "Diverged", "start"]
+CLAIM_SECONDS = 90
 CANNOT_START = (ConfigError, LaunchError, RunMismatch, CheckpointError, SourceError, TokenizerError)
 
 
@@ -24,26 +35,25 @@ def start(config: RunConfig) -> Outcome:
         ConfigError: what only the prepared data could show.
         CheckpointError, SourceError, TokenizerError: `init_from`, a source or the tokenizer cannot be used.
     """
-    strategy = Strategy(config.parallel)
-    try:
-        if strategy.is_main:
-            for notice in strategy.notices:
-                print(notice, file=sys.stderr)
-            save_resolved_config(config)
-        prepared = _prepare(config, strategy)
+    requests = Requests(config.run.max_minutes)
+    host.end_with_launcher()
+    with contextlib.ExitStack() as held:
+        held.callback(requests.close)
+        strategy = Strategy(config.parallel)
+        held.callback(strategy.close)
+        for notice in strategy.notices if strategy.is_main else ():
+            print(notice, file=sys.stderr)
+        prepared = _prepare(config, strategy, requests, held)
         _check_against_tokenizer(config, prepared)
-        trainer = Trainer(config, strategy, prepared)
-        if strategy.is_main:
-            for path, problems in trainer.skipped.items():
-                trainer.watch.say(f"skipped {path}: {'; '.join(problems)}")
-            if trainer.changes:
-                trainer.watch.say("the config has changed since:\n  " + "\n  ".join(trainer.changes))
+        trainer = Trainer(config, strategy, prepared, requests)
+        for path, problems in trainer.skipped.items():
+            trainer.watch.say(f"skipped {path}: {'; '.join(problems)}")
+        if trainer.changes:
+            trainer.watch.say("the config has changed since:\n  " + "\n  ".join(trainer.changes))
         return trainer.run()
-    finally:
-        strategy.close()
 
 
-def _prepare(config: RunConfig, strategy: Strategy) -> Prepared:
+def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: contextlib.ExitStack) -> Prepared:
     """Shards and tokenizer, made by the main process and found by the others."""
     section = config.tokenizer
     if section.path is None and config.run.init_from is not None:  # the tokenizer of the weights, resumed or not
@@ -52,16 +62,40 @@ def _prepare(config: RunConfig, strategy: Strategy) -> Prepared:
     failure = None
     if strategy.is_main:
         try:
-            prepared = prepare(config.data, section)
-        except CANNOT_START as error:
+            with requests.interruptible():  # what is prepared so far stays
+                held.enter_context(_claim(config.run.path))
+                save_resolved_config(config)
+                prepared = prepare(config.data, section)
+        except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
             failure = error
-    (failed,) = strategy.sum(float(failure is not None))  # where the others wait
+    failed, stopped = strategy.sum(failure is not None, requests.stop and strategy.is_main)  # where the others wait
+    if stopped:
+        raise KeyboardInterrupt
     if failed:
         raise failure or LaunchError("the main process could not prepare the data")
     if not strategy.is_main:
         prepared = prepare(config.data, section, log=lambda _text: None)
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
+
+
+def _claim(folder: Path) -> contextlib.AbstractContextManager:
+    """Keep other processes from training the run in `folder`, until the result is closed.
+
+    A run that was just interrupted may still be saving: it is waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")  # the system lets go of it when its holder dies
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"{folder} is being trained by another process: waiting {CLAIM_SECONDS} s for it to end", flush=True)
+    try:
+        return lock.acquire(timeout=CLAIM_SECONDS)
+    except filelock.Timeout:
+        raise LaunchError(
+            f"{folder} is being trained by another process: wait for it, stop it, or choose another run.name"
+        ) from None
 
 
 def _check_against_tokenizer(config: RunConfig, prepared: Prepared) -> None:
@@ -76,5 +110,9 @@ def _check_against_tokenizer(config: RunConfig, prepared: Prepared) -> None:
         if length >= context:
             remedy = f"shorten it: its {length} tokens leave no room in the model's context of {context}"
             problems.append(Problem(f"watch.sample_prompts.{index}", f"{prompt[:40]}...", remedy))
+    for number, phase in enumerate(config.phases):
+        if "recall" in phase.probes and (fault := recall_fault(config, prepared, context)):
+            remedy = f"leave recall out, or prepare for it: {fault}"
+            problems.append(Problem(f"phases.{number}.probes", phase.probes, remedy))
     if problems:
         raise ConfigError(problems)

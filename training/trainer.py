@@ -5,13 +5,14 @@ the one train step of the project. What a step does depends only on (config, see
 processes; see data/loader.py for the order of samples and training/schedule.py for the learning rate.
 """
 
+import contextlib
 import dataclasses
 import enum
 import math
-import signal
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,18 +22,20 @@ from data.loader import Batch, PhaseLoader
 from data.prepare import Prepared
 from models import build_model, host
 from models.attention import choose_kernel
-from settings import as_plain, differences
+from settings import as_plain
 from storage import folder
-from training import examine
+from training import examine, resume
 from training.objectives import NextToken
 from training.optimizer import MuonAdamW
 from training.parallel import Strategy
+from training.requests import Requests, Stopped
 from training.schedule import multiplier
 from training.settings import PhaseSection, RunConfig
+from training.stability import Diverged, StepLog
 from training.watch import Watch
 
+T = TypeVar("T")
 LARGE_FOR_A_CPU = 8_000_000  # parameters, from which memory matters more than the last tenth of the speed
-SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
 
 
 class Outcome(enum.Enum):
@@ -40,10 +43,6 @@ class Outcome(enum.Enum):
 
     FINISHED = 0
     STOPPED = 75  # saved, and the same command goes on from there (EX_TEMPFAIL)
-
-
-class RunMismatch(RuntimeError):
-    """The run's folder holds another run than the config describes; the message names what differs."""
 
 
 @dataclasses.dataclass
@@ -59,8 +58,8 @@ class StepResult:
 class Trainer:
     """One run on this process. All ranks build the same."""
 
-    def __init__(self, config: RunConfig, strategy: Strategy, prepared: Prepared):
-        self.config, self.strategy, self.prepared = config, strategy, prepared
+    def __init__(self, config: RunConfig, strategy: Strategy, prepared: Prepared, requests: Requests):
+        self.config, self.strategy, self.prepared, self.requests = config, strategy, prepared, requests
         self.folder: Path = config.run.path
         self.state = checkpoints.RunState(seed=config.run.seed)
         self.model_config = config.model.config(prepared.tokenizer.vocab_size, config.longest_context)
@@ -75,18 +74,23 @@ class Trainer:
         self.watch = Watch(config, strategy, self.model_config, self.total_steps, resumed, self.state)
         kernel = choose_kernel(strategy.device, self.model_config.d_head)
         self.watch.say(f"attention: {kernel.name} ({kernel.reason})")
-        self._stop_requested = False
+        self._unread = StepLog(strategy)
         self._saved_at = time.monotonic()
 
     def run(self) -> Outcome:
-        """Train all phases that are left."""
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._request_stop)
-        while len(self.state.phases_done) < len(self.config.phases):
-            if not self._run_phase(self._phase):
-                self.watch.event("stopped", self.state)
-                self.watch.close(f"stopped at step {self.state.step}: {self._way_on()}")
-                return Outcome.STOPPED
+        """Train all phases that are left.
+
+        Raises:
+            Diverged: too many batches in a row had a loss or gradient that is no number.
+        """
+        try:
+            while len(self.state.phases_done) < len(self.config.phases):
+                self._run_phase(self._phase)
+        except Stopped:
+            self._save()
+            self.watch.event("stopped", self.state, reason=self.requests.reason)
+            self.watch.close(f"stopped at step {self.state.step}: {self._way_on()}")
+            return Outcome.STOPPED
         self.watch.close(f"finished: {self.state.step} steps, {self.state.tokens:,} tokens")
         return Outcome.FINISHED
 
@@ -95,33 +99,32 @@ class Trainer:
         """The current phase."""
         return self.config.phases[len(self.state.phases_done)]
 
-    def _run_phase(self, phase: PhaseSection) -> bool:
-        """One phase from where it stands; False when asked to stop in the middle of it."""
-        loader = self._loader(phase)
+    def _run_phase(self, phase: PhaseSection) -> None:
+        """One phase from where it stands. Raises Stopped where all ranks agree to stop."""
         if self.state.cursor == 0:
-            self.watch.phase_started(phase, self.state)
-            self._examine(phase, when="start")
-        ends_at = phase.steps * phase.batch_rows
+            with self._whole_or_not():
+                self.state.val_loss = None
+                self.watch.phase_started(phase, self.state)
+                if phase.batch_rows < self.strategy.world:
+                    self.watch.say(f"{self.strategy.world} processes share {phase.batch_rows} samples a step: raise "
+                                   f"batch_tokens of phase {phase.name}, or some have nothing to do")  # fmt: skip
+                self._examine(phase, when="start")
         self.watch.clock.start()
-        while self.state.cursor < ends_at:
-            batches = loader.step(self.state.cursor)
-            tokens, stop, save = self.strategy.sum(
-                sum(batch.trained_tokens for batch in batches), self._should_stop(), self._should_save()
-            )
-            if stop or save:
-                self._save()
-            if stop:
-                loader.close()
-                return False
-            result = self._train_step(phase, batches, int(tokens))
-            self._count(phase, result)
-            if self._validate_now() and self._is_exhausted(self._validate(phase, phase_end=False)):
-                break
-            if self._sample_now():
-                self.watch.samples(self.model, self.prepared.tokenizer, self.state)
-        loader.close()
+        with contextlib.closing(self._loader(phase)) as loader:
+            while self.state.cursor < self._samples(phase):
+                self._look_up(phase)
+                if self._is_exhausted():
+                    break
+                batches = loader.step(self.state.cursor)
+                tokens, stop, save = self.strategy.sum(
+                    sum(batch.trained_tokens for batch in batches), self._should_stop(), self._should_save()
+                )
+                if stop:
+                    raise Stopped
+                if save:
+                    self._save()
+                self._count(phase, self._train_step(phase, batches, int(tokens)))
         self._end_phase(phase)
-        return True
 
     def _train_step(self, phase: PhaseSection, batches: list[Batch], tokens: int) -> StepResult:
         """One optimizer step on this rank's share of a global batch of `tokens` trained tokens."""
@@ -135,80 +138,159 @@ class Trainer:
                 self.strategy.backward(loss_sum, tokens)
             loss += loss_sum.detach()
         grad_norm = self.strategy.clip(self.model, self.config.optimizer.clip)
-        self.optimizer.step()
+        self.optimizer.step(only_if=grad_norm.isfinite())
         self.optimizer.zero_grad()
         return StepResult(loss, tokens, learning_rate, grad_norm)
 
     def _count(self, phase: PhaseSection, result: StepResult) -> None:
         """Move the run's state past the step, and record the step if it is due."""
+        first_sample = self.state.cursor
         self.state.step += 1
         self.state.tokens += result.tokens
         self.state.cursor += phase.batch_rows
         self.watch.clock.count(result.tokens)
-        if self.state.step % self.config.watch.log_every == 0 or self.state.step == 1:
-            (loss_sum,) = self.strategy.sum(result.loss_sum)
-            self.watch.train_step(phase, self.state, loss_sum / result.tokens, result)
+        self._unread.append(self.state.step, range(first_sample, self.state.cursor), result)
+        is_last = self.state.cursor >= self._samples(phase)
+        is_due = self.state.step % self.config.watch.log_every == 0 or self.state.step == 1 or is_last
+        if is_due or self._unread.is_long:
+            loss = self._read_steps(phase)
+        if is_due:
+            self.watch.train_step(phase, self.state, loss, result)
+
+    def _read_steps(self, phase: PhaseSection) -> float:
+        """Look at what the last steps gave: count the skipped ones, notice leaps; returns the last one's loss."""
+        loss = math.nan
+        for seen in self._unread.read(self.state):
+            loss = seen.loss
+            if seen.event:
+                self.watch.event(seen.event, self.state, **seen.details())
+        if self.state.skipped_in_a_row >= self.config.optimizer.most_skipped:
+            self.watch.event("diverged", self.state)
+            raise Diverged(self.state, phase.name, self.config.optimizer.most_skipped)
+        return loss
+
+    def _look_up(self, phase: PhaseSection) -> None:
+        """Validate and sample if that is due after the step just taken and was not done then."""
+        state = self.state
+        if state.cursor == 0 or state.looked_up == state.step:
+            return
+        with self._whole_or_not():
+            if _is_due(self.config.evaluation.every_steps, state.step):
+                self._note_gain(self._validate(phase, phase_end=False))
+            if _is_due(self.config.watch.sample_every, state.step):
+                self._sample()
+            state.looked_up = state.step
 
     def _end_phase(self, phase: PhaseSection) -> None:
-        self._validate(phase, phase_end=True)
-        self._examine(phase, when="end")
-        self.watch.samples(self.model, self.prepared.tokenizer, self.state)
-        self.watch.phase_ended(phase, self.state)
-        self.state.phases_done.append(phase.name)
-        self.state.cursor = 0
-        self.state.best_val_loss, self.state.validations_without_gain = None, 0
+        with self._whole_or_not():
+            self._validate(phase, phase_end=True)
+            self._examine(phase, when="end")
+            self._sample()
+            self.watch.phase_ended(phase, self.state)
+            self.state.phases_done.append(phase.name)
+            self.state.samples_done[phase.name] = self.state.cursor
+            self.state.cursor = 0
+            self.state.best_val_loss, self.state.validations_without_gain = None, 0
+            self.state.loss_count = 0
         self._save()
         self.watch.report()
+
+    @contextlib.contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        """Around what goes with one step: if it is cut short by a request to stop, neither the run's state nor its
+        records keep a part of it, and the resumed run does it again."""
+        if self._unread:
+            self._read_steps(self._phase)
+        before = dataclasses.replace(self.state)
+        place = self.watch.place_in_metrics()
+        try:
+            yield
+        except Stopped:
+            self.state = dataclasses.replace(before, seconds=self.state.seconds)
+            self.watch.forget_since(place)
+            raise
+
+    def _unless_stopped(self, things: Iterable[T]) -> Iterator[T]:
+        """`things`, the same number on every rank, until all ranks know that one of them is asked to stop."""
+        for thing in things:
+            (stop,) = self.strategy.sum(self.requests.stop)
+            if stop:
+                raise Stopped
+            yield thing
+
+    @contextlib.contextmanager
+    def _on_main(self) -> Iterator[None]:
+        """Around what the main process does alone; the others wait for it. All stop if it is stopped."""
+        stopped = False
+        try:
+            yield
+        except Stopped:
+            stopped = True
+        if self.strategy.sum(stopped)[0]:
+            raise Stopped
+
+    def _go_on(self, *_: Any) -> None:
+        """Called now and then by what the main process does alone."""
+        if self.requests.stop:
+            raise Stopped
 
     def _validate(self, phase: PhaseSection, phase_end: bool) -> float:
         """Validation loss of the phase's mixture, recorded; nats a token."""
         with self.watch.clock.paused(self.state):
             limit = self.config.evaluation.final_tokens if phase_end else self.config.evaluation.tokens
-            losses = examine.validation(self.objective, self.strategy, self.prepared.sources, phase, limit)
-            return self.watch.validation(phase, self.state, losses, phase_end)
+            losses = examine.validation(
+                self.objective, self.strategy, self.prepared.sources, phase, limit, self._unless_stopped
+            )
+            val_loss = self.watch.validation(phase, self.state, losses, phase_end)
+            self.state.val_loss = None if math.isnan(val_loss) else val_loss
+            return val_loss
 
     def _examine(self, phase: PhaseSection, when: str) -> None:
-        """Ask the phase's probes, on the main process; the others wait."""
-        with self.watch.clock.paused(self.state):
+        """Ask the phase's probes, on the main process."""
+        with self.watch.clock.paused(self.state), self._on_main():
             if self.strategy.is_main:
                 for name in phase.probes:
-                    result = examine.probe(name, self.model, self.prepared.tokenizer, self.strategy, self.config)
+                    self._go_on()
+                    result = examine.probe(
+                        name, self.model, self.prepared.tokenizer, self.strategy, self.config, self._go_on
+                    )
                     self.watch.probe(phase, self.state, name, when, result)
                 if when == "start" and self.config.evaluation.bigram_floor:
                     self.watch.bigram_floors(phase, examine.bigram_floors(self.prepared, phase, self.model_config))
-            self.strategy.barrier()
 
-    def _is_exhausted(self, val_loss: float) -> bool:
-        """Whether the phase has gone `patience` validations without gain."""
+    def _sample(self) -> None:
+        """Let the model continue the prompts, on the main process."""
+        with self.watch.clock.paused(self.state), self._on_main():
+            if self.strategy.is_main:
+                self.watch.samples(self.model, self.prepared.tokenizer, self.state, self._go_on)
+
+    def _note_gain(self, val_loss: float) -> None:
+        """Keep count of the validations that brought nothing."""
         settings, state = self.config.evaluation, self.state
         if math.isnan(val_loss):  # no source of the phase has a validation split
-            return False
+            return
         if state.best_val_loss is None or val_loss < state.best_val_loss - settings.min_gain:
             state.best_val_loss, state.validations_without_gain = val_loss, 0
         else:
             state.validations_without_gain += 1
-        exhausted = settings.patience is not None and state.validations_without_gain >= settings.patience
-        if exhausted:
-            self.watch.event("early_stop", self.state, best_val_loss=state.best_val_loss)
-        return exhausted
+        if self._is_exhausted():
+            self.watch.event("early_stop", state, best_val_loss=state.best_val_loss)
 
-    def _validate_now(self) -> bool:
-        every = self.config.evaluation.every_steps
-        at_phase_end = self.state.cursor >= self._samples(self._phase)
-        return every is not None and self.state.step % every == 0 and not at_phase_end
-
-    def _sample_now(self) -> bool:
-        every = self.config.watch.sample_every
-        return every is not None and self.state.step % every == 0
+    def _is_exhausted(self) -> bool:
+        """Whether the phase has gone `patience` validations without gain."""
+        patience = self.config.evaluation.patience
+        return patience is not None and self.state.validations_without_gain >= patience
 
     def _should_stop(self) -> bool:
-        return self._stop_requested or self._limit_reached()
+        return self.requests.stop or self._limit_reached()
 
     def _limit_reached(self) -> bool:
         limit = self.config.run.stop_after_steps
         return limit is not None and self.state.step >= limit
 
     def _should_save(self) -> bool:
+        if self.requests.save:  # whichever process was asked
+            return True
         if not self.strategy.is_main or self.state.cursor == 0:
             return False  # the main process's clock decides; a phase's beginning was saved as the end of the last one
         every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
@@ -217,6 +299,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint of the state as it stands, on the main process; the others wait."""
+        if self._unread:
+            self._read_steps(self._phase)
         with self.watch.clock.paused(self.state):
             weights = self.strategy.state(self.model)
             if self.strategy.is_main:
@@ -229,9 +313,10 @@ class Trainer:
                     model_config=self.model_config,
                     run_config=as_plain(self.config),
                     tokenizer=self.prepared.tokenizer,
-                    keep=self.config.checkpoint.keep,
+                    retention=self.config.checkpoint.retention,
                 )
             self.strategy.barrier()
+        self.requests.saved()
         self._saved_at = time.monotonic()
 
     def _restore(self) -> Path | None:
@@ -240,36 +325,16 @@ class Trainer:
         path, skipped = checkpoints.newest(self.folder / "checkpoints")
         self.skipped, self.changes = skipped, []
         if path is not None:
-            self._check_same_run(path)
-            self.state = checkpoint.read_state(path)
+            self.state, self.changes = resume.take_up(path, self.config, self.model_config, self.prepared)
             self.strategy.load_state(self.model, checkpoint.read_weights(path))
             self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
             source = checkpoints.locate(self.config.run.init_from)
             there, weights = checkpoints.read_model(source)
-            _check_same(source, {"model": there.identity()}, {"model": self.model_config.identity()})
+            resume.check_same_model(source, there, self.model_config)
             self.strategy.load_state(self.model, weights)
+        self.state.data = resume.digests(self.prepared)
         return path
-
-    def _check_same_run(self, path: Path) -> None:
-        """Refuse a config that would make another run of the checkpoint at `path`; list what else has changed."""
-        from tokenizer import Tokenizer
-
-        state, saved = checkpoint.read_state(path), checkpoint.read_run_config(path)
-        tokenizers = Tokenizer.load(path / checkpoint.TOKENIZER), self.prepared.tokenizer
-        before = {"model": checkpoint.read_model_config(path).identity(), "run": {"seed": state.seed}}
-        now = {"model": self.model_config.identity(), "run": {"seed": self.config.run.seed}}
-        before["tokenizer fingerprint"], now["tokenizer fingerprint"] = (one.fingerprint for one in tokenizers)
-        for config, phases in ((before, saved["phases"]), (now, as_plain(self.config)["phases"])):
-            done = len(state.phases_done)
-            config["phases"] = [{"name": phase["name"]} for phase in phases[:done]]
-            if state.cursor:  # in the middle of a phase, `cursor` counts its samples
-                config["phases"] += [{key: phase[key] for key in SAMPLE_ORDER} for phase in phases[done : done + 1]]
-        _check_same(path, before, now)
-        self.changes = [
-            f"{key}: {one!r} before, {other!r} now" + (" (that phase is over)" if _is_over(key, state) else "")
-            for key, one, other in differences(saved, as_plain(self.config))
-        ]
 
     def _build_optimizer(self) -> MuonAdamW:
         settings = self.config.optimizer
@@ -312,24 +377,12 @@ class Trainer:
     def _way_on(self) -> str:
         if self._limit_reached():
             return f"raise or drop run.stop_after_steps={self.config.run.stop_after_steps} to go on from there"
-        return "the same command goes on from there"
-
-    def _request_stop(self, number: int, _frame: Any) -> None:
-        self._stop_requested = True
+        because = f"{self.requests.reason}: " if self.requests.reason else ""
+        return f"{because}the same command goes on from there"
 
 
-def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    if changed := differences(before, now):
-        raise RunMismatch(
-            f"{path} holds another run than the config describes; choose another run.name, or set back:\n  "
-            + "\n  ".join(f"{key}: {there!r} there, {here!r} in the config" for key, there, here in changed)
-        )
-
-
-def _is_over(key: str, state: checkpoints.RunState) -> bool:
-    """Whether a config's key belongs to a phase that is done."""
-    section, _, rest = key.partition(".")
-    return section == "phases" and int(rest.partition(".")[0]) < len(state.phases_done)
+def _is_due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
 
 
 def save_resolved_config(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ Every method may be called by every rank; all but the main one keep silent.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class Watch:
         folder = config.run.path
         self.metrics = MetricsLog(folder / "metrics.jsonl")
         self.progress = Progress(total_steps)
-        self.metrics.rewind(state.step if resumed else 0)
+        self.metrics.rewind(*((state.step, state.done_at_step) if resumed else (0,)))
         self.tracker = open_tracker(config.watch.wandb, folder, as_plain(config), say=self.say)
         environment = hardware.environment(strategy.device)
         self.peak_flops = self._peak_flops()
@@ -124,6 +124,7 @@ class Watch:
             "mfu": hardware.flops_utilization(rate, flops, self.peak_flops, self.strategy.world),
             "memory_bytes": hardware.memory_in_use(self.strategy.device),
             "seconds": round(state.seconds, 3),
+            "skipped": state.skipped,
         }
         self._record(record)
         self.progress.update(record)
@@ -170,23 +171,34 @@ class Watch:
             event = {"kind": "event", "event": "bigram_floor", "phase": phase.name}
             self._record({**event, "source": source, "loss": loss})
 
-    def samples(self, model: nn.Module, tokenizer: "Tokenizer", state: RunState) -> None:
-        """Let the model continue each prompt, and record what it wrote."""
+    def samples(
+        self, model: nn.Module, tokenizer: "Tokenizer", state: RunState, on_token: Callable[..., None]
+    ) -> None:
+        """Let the model continue each prompt, and record what it wrote; `on_token` is called as it writes."""
         if not self.active:
             return
         settings = self.config.watch
-        with self.clock.paused(state), self.strategy.autocast():
+        with self.strategy.autocast():
             for prompt in settings.sample_prompts:
                 ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
                 sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.config.run.seed)
-                new = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling)[0]
+                new = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling, on_token)[0]
                 text = tokenizer.decode(new)
                 self._record({"kind": "sample", **self._place(state), "prompt": prompt, "text": text})
                 self.say(f"sample at step {state.step}: {prompt}{text}")
 
     def checkpoint(self, state: RunState) -> None:
         """Mark in the metrics that a checkpoint is about to be written."""
-        self.metrics.mark_checkpoint(state.step, self._phase_name(state), state.tokens)
+        self.metrics.mark_checkpoint(state.step, self._phase_name(state), state.tokens, state.done_at_step)
+
+    def place_in_metrics(self) -> int:
+        """Where the next record will stand, for `forget_since`."""
+        return self.metrics.size() if self.active else 0
+
+    def forget_since(self, place: int) -> None:
+        """Drop the records made since."""
+        if self.active:
+            self.metrics.truncate(place)
 
     def phase_started(self, phase: PhaseSection, state: RunState) -> None:
         """A phase begins."""

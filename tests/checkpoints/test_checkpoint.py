@@ -1,5 +1,6 @@
 """A checkpoint gives back bit by bit what was saved, and whatever cannot be trusted is refused by name."""
 
+import errno
 import json
 import os
 import pickle
@@ -55,9 +56,22 @@ def save(tokenizer, tmp_path):
             "run_config": RUN_CONFIG,
             "tokenizer": tokenizer,
         }
-        return checkpoint.save(root, RunState(seed=7, step=step), keep=keep, **{**parts, **changes})
+        kept = checkpoint.Retention(newest=keep)
+        return checkpoint.save(root, RunState(seed=7, step=step), retention=kept, **{**parts, **changes})
 
     return save
+
+
+@pytest.fixture
+def save_state(tokenizer):
+    """save_state(state, root, retention): a checkpoint of that state, with some weights."""
+
+    def save_state(state: RunState, root: Path, retention: checkpoint.Retention | None = None) -> Path:
+        kept = retention or checkpoint.Retention(100)
+        return checkpoint.save(root, state, model=weights_of(1), optimizer=optimizer_of(1), model_config=SHAPE,
+                               run_config=RUN_CONFIG, tokenizer=tokenizer, retention=kept)  # fmt: skip
+
+    return save_state
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -87,7 +101,7 @@ def test_all_of_a_run_comes_back(save, tokenizer, tmp_path):
     state = RunState(7, 12, 10**12, 2, 345, 1.5, 0.1 + 0.2, 3)
     path = checkpoint.save(
         tmp_path, state, model=weights_of(12), optimizer=optimizer_of(12), model_config=SHAPE, run_config=RUN_CONFIG,
-        tokenizer=tokenizer, keep=1,
+        tokenizer=tokenizer,
     )  # fmt: skip
     assert path == tmp_path / "step-00000012"
     assert folder.verify(path) == []
@@ -240,7 +254,7 @@ def test_as_many_as_wanted_are_kept(save, tmp_path):
 
 def test_what_else_lies_there_stays(save, tmp_path):
     root = tmp_path / "run" / "checkpoints"
-    others = ["best", "a", "step-1", "step-00000001-copy", "zz", ".step-00000001.broken-1"]
+    others = ["best", "a", "step-1", "step-00000001-copy", "zz", ".step-00000009.broken-1"]
     for name in others:
         (root / name).mkdir(parents=True)
     for step in (1, 2, 3):
@@ -319,3 +333,62 @@ def test_a_full_disk_is_an_os_error(save, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save(1)
+
+
+def test_the_best_the_ends_of_phases_and_milestones_stay(save_state, tmp_path):
+    def state(step, val_loss=None, phases=(), cursor=1):
+        return RunState(seed=7, step=step, val_loss=val_loss, phases_done=list(phases), cursor=cursor)
+
+    states = [
+        state(1, 3.0), state(2, 1.5), state(3, 2.5), state(4, 2.4, ["a"], cursor=0), state(5, None, ["a"]),
+        state(6, 9.0, ["a"]), state(7, 4.0, ["a"]), state(8, 5.0, ["a"]), state(9, 6.0, ["a"]), state(10, 6.0, ["a"]),
+    ]  # fmt: skip
+    cases = {
+        checkpoint.Retention(2): [4, 7, 9, 10],  # 7 is the best of the phase that 10 is in
+        checkpoint.Retention(2, best=False): [4, 9, 10],
+        checkpoint.Retention(2, phase_ends=False): [7, 9, 10],
+        checkpoint.Retention(1, best=False, phase_ends=False): [10],
+        checkpoint.Retention(1, best=False, phase_ends=False, every_steps=3): [3, 6, 9, 10],
+    }
+    for number, (retention, expected) in enumerate(cases.items()):
+        root = tmp_path / str(number)
+        for one in states:
+            save_state(one, root, retention)
+        assert [int(name.split("-")[1]) for name in names(root)] == expected, retention
+
+
+def test_the_same_step_at_the_end_of_its_phase_is_kept_beside(save_state, tmp_path):
+    """Stopped in the last validation of a phase, a run has two states at one step, and loses neither."""
+    before, after = RunState(seed=7, step=8, cursor=128), RunState(seed=7, step=8, phases_done=["a"])
+    first = save_state(before, tmp_path)
+    assert save_state(RunState(seed=7, step=8, cursor=128, seconds=5.0), tmp_path) == first
+    second = save_state(after, tmp_path)
+    assert names(tmp_path) == ["step-00000008", "step-00000008-later"]
+    assert checkpoints.newest(tmp_path)[0] == second and checkpoint.read_state(second) == after
+    assert save_state(after, tmp_path) == second
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(save_state, tmp_path, monkeypatch):
+    first = save_state(RunState(seed=7, step=1), tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=checkpoint.BESIDE_TENSORS))
+    with pytest.raises(OSError, match=r"GB are needed for a checkpoint, .* GB are free") as caught:
+        save_state(RunState(seed=7, step=2), tmp_path, checkpoint.Retention(1))
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path) == [first.name] and folder.verify(first) == []
+
+
+def test_old_ones_stay_until_the_new_one_was_read_back(save_state, tmp_path, monkeypatch):
+    first = save_state(RunState(seed=7, step=1), tmp_path)
+    verify = folder.verify
+    monkeypatch.setattr(folder, "verify", lambda path: ["bits have turned"] if "002" in path.name else verify(path))
+    with pytest.raises(OSError, match="does not give back what was written .bits have turned"):
+        save_state(RunState(seed=7, step=2), tmp_path, checkpoint.Retention(1))
+    assert checkpoints.newest(tmp_path)[0] == first
+
+
+def test_what_a_kill_left_is_cleared_away(save_state, tmp_path):
+    for name in (".tmp-step-00000001-0123abcd", ".tmp-step-00000007-89ab4567"):
+        (tmp_path / name / "tokenizer").mkdir(parents=True)
+    save_state(RunState(seed=7, step=2), tmp_path)
+    assert names(tmp_path) == ["step-00000002"]

@@ -139,7 +139,7 @@ def test_another_model_or_seed_under_the_same_name_is_refused(tiny):
         (11, ["phases.1.data.stories=0.6", "phases.1.context=64"],
          r"(?s)phases\.1\.context: 128 there, 64 in.*phases\.1\.data\.stories: 0\.3 there, 0\.6 in"),
         (11, ["phases=[{name: short, context: 64, data: {stories: 1}, tokens: 8192, batch_tokens: 1024}]"],
-         r"phases\.1: {'name': 'middle', .*} there, None in"),
+         r"phases\.1\.name: 'middle' there, None in"),
     ],
 )  # fmt: skip
 def test_phases_that_would_change_what_was_trained_are_refused(tiny, stopped_after, changes, told):
@@ -163,3 +163,80 @@ def test_init_from_starts_from_the_weights_of_another_run(tiny):
     ours = load_file(more / "checkpoints" / "step-00000001" / "model.safetensors")
     theirs = load_file(sorted((whole / "checkpoints").iterdir())[-1] / "model.safetensors")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "word"),
+    [
+        (["phases.1.learning_rate.peak=0.5"], r"phases\.1\.learning_rate\.peak: 1\.0 there, 0\.5 in", "schedule"),
+        (["optimizer.adamw_lr=0.001"], r"optimizer\.adamw_lr: 0\.003 there, 0\.001 in the config", "schedule"),
+        (["phases.1.tokens=20480"], r"phases\.1\.tokens: 10240 there, 20480 in the config", "schedule"),
+        (["run.seed=5"], r"run\.seed: 1234 there, 5 in the config", "order"),
+        (["data.sources.stories.documents=61"], r"shards of data\.sources\.stories: '[0-9a-f]{64}' there", "data"),
+    ],
+)
+def test_a_change_that_matters_is_refused_until_it_is_allowed(tiny, changes, told, word, capfd):
+    tokenizer = train(tiny("other", "run.stop_after_steps=1"))[1] / "checkpoints" / "step-00000001" / "tokenizer"
+    named = f"tokenizer.path={tokenizer}"  # or it would be another with other documents
+    train(tiny("run", named, "run.stop_after_steps=11"))
+    with pytest.raises(RunMismatch, match=f"(?s){told}.*run.allow=.{word}. goes on with it"):
+        train(tiny("run", named, *changes))
+    capfd.readouterr()
+    outcome, folder = train(tiny("run", named, *changes, f"run.allow=[{word}]", "run.stop_after_steps=13"))
+    assert outcome is Outcome.STOPPED and [step for step, _ in losses(folder)] == list(range(1, 14))
+    assert changes[0].partition("=")[0].split(".")[-1] in capfd.readouterr().err  # it is listed
+
+
+def test_nothing_allows_other_weights(tiny):
+    train(tiny("run", "run.stop_after_steps=2"))
+    with pytest.raises(RunMismatch, match=r"model\.d_ff: 64 there, 96 in the config \(nothing can"):
+        train(tiny("run", "model.d_ff=96", "run.allow=[tokenizer, data, order, schedule]"))
+
+
+def test_a_finished_run_is_extended_by_more_tokens_for_its_last_phase(tiny):
+    """The steps it had stay; those to come are the ones that a run with the longer phase would take, in its order."""
+    train(tiny("run"))
+    outcome, folder = train(tiny("run", "phases.2.tokens=12288"))
+    assert outcome is Outcome.FINISHED
+    assert [step for step, _ in losses(folder)] == list(range(1, 8 + 10 + 12 + 1))
+    state = json.loads((sorted((folder / "checkpoints").iterdir())[-1] / "state.json").read_text())
+    assert state["phases_done"] == ["short", "middle", "long"] and state["samples_done"]["long"] == 12 * 4
+    assert train(tiny("run", "phases.2.tokens=12288"))[0] is Outcome.FINISHED
+    assert len(losses(folder)) == 30
+
+
+def test_a_phase_that_ended_early_is_not_opened_again(tiny):
+    patient = ["evaluation.patience=1", "evaluation.min_gain=100", "evaluation.every_steps=2"]
+    _, folder = train(tiny("run", *patient))
+    before = losses(folder)
+    assert len(before) < 26
+    train(tiny("run", *patient))
+    assert losses(folder) == before
+
+
+def test_a_finished_run_is_extended_by_another_phase(tiny):
+    train(tiny("run", "run.stop_after_steps=26"))
+    more = "{name: more, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}"
+    raw = read(*[tiny("run")[1]], tiny("run")[2:])
+    config = validate(RunConfig, {**raw, "phases": [*raw["phases"], read_yaml(more)]})
+    assert start(config) is Outcome.FINISHED
+    assert [step for step, _ in losses(config.run.path)] == list(range(1, 29))
+
+
+def read_yaml(text: str) -> dict:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def test_a_pause_shows_in_nothing_but_the_clock(tiny):
+    """Whatever was recorded before it stays as it is, and `seconds` count training alone."""
+    train(tiny("run", "run.stop_after_steps=9"))
+    _, folder = train(tiny("whole"))
+    first = MetricsLog.read(folder.with_name("run") / "metrics.jsonl")
+    time.sleep(2.5)
+    _, folder = train(tiny("run"))
+    records = MetricsLog.read(folder / "metrics.jsonl")
+    assert [r for r in first if r["kind"] == "train"] == [r for r in records if r["kind"] == "train"][:9]
+    seconds = [record["seconds"] for record in records if record["kind"] == "train"]
+    assert seconds == sorted(seconds) and seconds[9] - seconds[8] < 2.4

@@ -245,7 +245,7 @@ def keys_of(section: type[Section], raw: Any, node: Any, prefix: str = ""):
         key_node, value_node = nodes.get(key, (None, None))
         yield f"{prefix}{key}", field, value, key_node
         inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
-        if inner and isinstance(value, list | dict):
+        if inner and isinstance(value, list | dict) and value:
             if isinstance(value, list):
                 value, value_node, key = value[0], value_node.value[0], f"{key}.0"
             elif not is_section(field.annotation):

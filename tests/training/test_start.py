@@ -7,9 +7,10 @@ import pytest
 
 from settings import ConfigError, read, validate
 from training.parallel import LaunchError
+from training.resume import RunMismatch
 from training.settings import RunConfig
 from training.start import start
-from training.trainer import Outcome, RunMismatch
+from training.trainer import Outcome
 
 SHORT = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
 

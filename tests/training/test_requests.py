@@ -1,0 +1,187 @@
+"""Signals: stop at the next step, in the middle of a validation or a sample, save and go on, end at once, deadlines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from observe.metrics import MetricsLog
+from settings import read, validate
+from training.requests import Requests
+from training.settings import RunConfig
+from training.start import start
+from training.trainer import Outcome
+
+LONG = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 1024000, batch_tokens: 1024, micro_batch: 8}]"
+SHORT = LONG.replace("1024000", "8192")
+
+
+def folder_of(arguments: list[str]) -> Path:
+    config = validate(RunConfig, read(arguments[1], arguments[2:]))
+    return config.run.path
+
+
+def launched(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "multigpu_train.py", *arguments], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def has_trained(folder: Path):
+    metrics = folder / "metrics.jsonl"
+    return lambda: metrics.exists() and '"kind":"train"' in metrics.read_text()
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    return [record for record in MetricsLog.read(folder / "metrics.jsonl") if record["kind"] == kind]
+
+
+def test_sigusr1_saves_and_goes_on(tiny):
+    arguments = tiny("run", LONG, "checkpoint.every_steps=null", "evaluation.every_steps=null")
+    folder, process = folder_of(arguments), launched(arguments)
+    wait_for(has_trained(folder), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: list((folder / "checkpoints").glob("step-*")), process)
+    there = len(records(folder, "train"))
+    wait_for(lambda: len(records(folder, "train")) > there, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "SIGINT: the same command goes on from there" in output
+
+
+def test_a_second_request_ends_it_at_once(tiny):
+    slow = ["evaluation.every_steps=1", "evaluation.tokens=100000000", "data.sources.stories.documents=4000"]
+    arguments = tiny("run", LONG, "checkpoint.every_steps=null", *slow)
+    folder, process = folder_of(arguments), launched(arguments)
+    wait_for(has_trained(folder), process)
+    os.kill(process.pid, signal.SIGSTOP)  # so that both signals come while nothing can be done about the first
+    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1.3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (75, 128 + signal.SIGTERM, -signal.SIGTERM)  # it may have been quick
+
+
+def test_so_soon_it_is_the_same_request():
+    """A launcher passes on the Ctrl-C that its processes have seen as well."""
+    requests = Requests()
+    try:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert requests.stop and requests.reason == "SIGINT" and not requests.save
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert requests.save
+    finally:
+        requests.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_request_while_preparing_interrupts():
+    requests = Requests()
+    try:
+        with pytest.raises(KeyboardInterrupt), requests.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    finally:
+        requests.close()
+
+
+def test_a_request_while_the_data_is_prepared_is_followed_at_once(tiny, run):
+    arguments = tiny("run", LONG, "data.sources.stories.documents=200000", "data.workers=2")
+    process = launched(arguments)
+    shards = Path(next(part for part in arguments if part.startswith("data.shards="))[12:])
+    wait_for(lambda: list(shards.glob(".work-*/read-00000.arrow")), process)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped before training" in output, output
+    assert time.monotonic() - began < 30
+    assert list(shards.glob(".work-*/read-00000.arrow"))  # what is done stays
+
+
+def test_max_minutes_stops_like_a_signal_and_counts_anew(tiny):
+    arguments = tiny("run", LONG, "run.max_minutes=0.1", "evaluation.every_steps=null")
+    process = launched(arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "run.max_minutes=0.1 are over" in output
+
+
+class StopAfter:
+    """Requests that ask to stop at the n-th look."""
+
+    def __init__(self, looks: int):
+        self.looks, self.save, self.reason = looks, False, "test"
+
+    @property
+    def stop(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def saved(self) -> None:
+        pass
+
+
+def test_stopped_anywhere_even_in_a_validation_records_and_weights_are_those_of_the_unbroken_run(tiny, monkeypatch):
+    """Asked to stop at every single place where a run looks up: between steps, between the batches of a validation,
+    between the tokens of a sample and of a probe. Nothing is missing in the metrics, and nothing is there twice."""
+    import training.start
+
+    options = [SHORT, "evaluation.every_steps=2", "watch.sample_every=4", "watch.sample_tokens=4"]
+
+    def run(name: str) -> Path:
+        arguments = tiny(name, *options)
+        config = validate(RunConfig, read(arguments[1], arguments[2:]))
+        return start(config), config.run.path
+
+    def told(folder: Path) -> list[tuple]:
+        keys = ("kind", "event", "step", "loss", "val_loss", "text", "phase_end", "context")
+        kept = [record for record in MetricsLog.read(folder / "metrics.jsonl")
+                if record.get("event") not in ("started", "resumed", "stopped", "checkpoint")]  # fmt: skip
+        return [tuple(record.get(key) for key in keys) for record in kept]
+
+    _, whole = run("whole")
+    class Stopping(training.start.Trainer):
+        looks = 0
+
+        def __init__(self, config, strategy, prepared, requests):
+            super().__init__(config, strategy, prepared, requests)
+            self.requests = StopAfter(self.looks)
+
+    monkeypatch.setattr(training.start, "Trainer", Stopping)
+    for start_again in range(200):
+        outcome, broken = run("broken")
+        if outcome is Outcome.FINISHED:
+            break
+        Stopping.looks = 2 + start_again // 2  # in the end enough for the longest piece that is done whole or not
+    assert outcome is Outcome.FINISHED and start_again > 10
+    assert told(whole) == told(broken)
+    last, other_last = (sorted((path / "checkpoints").iterdir())[-1] for path in (whole, broken))
+    assert (last / "model.safetensors").read_bytes() == (other_last / "model.safetensors").read_bytes()
+    one, other = (json.loads((path / "state.json").read_text()) for path in (last, other_last))
+    assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny, monkeypatch):
+    import filelock
+
+    import training.start
+    from training.parallel import LaunchError
+
+    arguments = tiny("run", SHORT)
+    folder = folder_of(arguments)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(training.start, "CLAIM_SECONDS", 0.1)
+    with filelock.FileLock(folder / ".lock"), pytest.raises(LaunchError, match="being trained by another process"):
+        start(validate(RunConfig, read(arguments[1], arguments[2:])))

@@ -1,0 +1,82 @@
+"""What the outside world asks of a running process: stop, save, or end at once.
+
+    SIGTERM, SIGINT    once: save and stop (exit code 75); a second time, a moment later: end at once, saving nothing
+    run.max_minutes    like SIGTERM, when so much time has passed since this process began
+    SIGUSR1            save and go on
+
+A signal only raises a flag. Who acts on it asks all ranks first (`Strategy.sum`), so that they stop and save at the
+same step. Where nothing is lost by being cut off, as while the data is prepared, `interruptible` makes the first
+signal a KeyboardInterrupt.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# A launcher passes on the Ctrl-C that its processes have seen as well: what comes so soon is the same request.
+SAME_REQUEST = 1.0  # seconds
+
+
+class Stopped(Exception):
+    """Asked to stop, and all ranks agree."""
+
+
+class Requests:
+    """The requests made of this process so far; makes itself the handler of the signals above."""
+
+    def __init__(self, max_minutes: float | None = None):
+        self.stop = False
+        self.save = False
+        self.reason = ""  # why it is to stop
+        self._max_minutes, self._since = max_minutes, 0.0
+        self._interruptible = False
+        handlers = {"SIGTERM": self._stop, "SIGINT": self._stop, "SIGALRM": self._stop, "SIGUSR1": self._save}
+        self._before = {}
+        for name, handler in handlers.items():
+            if number := getattr(signal, name, None):  # Windows has but two of them
+                self._before[number] = signal.signal(number, handler)
+        if max_minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 60 * max_minutes)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, a request to stop is a KeyboardInterrupt."""
+        self._interruptible = True
+        try:
+            if self.stop:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interruptible = False
+
+    def close(self) -> None:
+        """Give the signals back to whom they belonged."""
+        if self._max_minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def saved(self) -> None:
+        """The requested save is made."""
+        self.save = False
+
+    def _stop(self, number: int, _frame: Any) -> None:
+        now = time.monotonic()
+        if self.stop:
+            if number != signal.SIGALRM and now - self._since > SAME_REQUEST:
+                print("asked a second time: ending at once, the last checkpoint stands", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+            return
+        self.stop, self._since = True, now
+        over = f"run.max_minutes={self._max_minutes} are over"
+        self.reason = over if number == signal.SIGALRM else signal.Signals(number).name
+        if self._interruptible:
+            self._interruptible = False
+            raise KeyboardInterrupt
+
+    def _save(self, _number: int, _frame: Any) -> None:
+        self.save = True
