@@ -194,7 +194,7 @@ def checkpoint_row(device: torch.device) -> Row:
             Path(folder), RunState(seed=3, step=1),
             model={name: tensor.cpu() for name, tensor in model.state_dict().items()},
             optimizer={name: tensor.cpu() for name, tensor in optimizer.tensors().items()},
-            model_config=TINY, run_config={}, tokenizer=tokenizer, keep=1,
+            model_config=TINY, run_config={}, tokenizer=tokenizer,
         )  # fmt: skip
         loaded, _, _ = load_model(path, str(device))
         saved_optimizer = checkpoint.read_optimizer(path)
