@@ -20,7 +20,7 @@ def run_folder(tmp_path_factory):
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape).state_dict().items()}
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
-        run_config={}, tokenizer=tokenizer, keep=1,
+        run_config={}, tokenizer=tokenizer
     )  # fmt: skip
     return folder
 
