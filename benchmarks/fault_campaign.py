@@ -155,7 +155,7 @@ class Trial:
         if fault in ("kill", "term"):
             for _ in range(self.draw.randrange(1, 4)):
                 process = self._start()
-                self._wait(process, seconds=self.draw.uniform(0.3, 14.0))
+                self._wait(process, seconds=self.draw.uniform(0.3, 5.5 if self.processes == 1 else 14.0))
                 self._end(process, signal.SIGKILL if fault == "kill" else signal.SIGTERM)
         elif fault in ("kill_saving", "rename"):
             for _ in range(self.draw.randrange(1, 3)):
