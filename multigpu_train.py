@@ -2,7 +2,7 @@
 
 The same command starts a run, resumes it after any interruption, and on any number of processes. What it does stands
 in the config (default: config.yaml). Exit codes: 0 finished, 1 failed, 2 the config or the launch is wrong, 75 stopped
-and saved (the same command goes on).
+and saved (the same command goes on), 128 + number when a second signal ended it at once.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import result
-from observe.hardware import usable_cores
+from models.host import usable_cores
 
 
 def main() -> int:

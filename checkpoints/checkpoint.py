@@ -8,7 +8,8 @@
     tokenizer/             as `transformers` loads it
     manifest.json          sha256 of all of these, written last (storage.folder)
 
-Everything else, the data order and the learning rate included, follows from the config and RunState.
+A run that was stopped in a validation has a second checkpoint of that step, `step-00001200-later`. Everything else, the
+data order and the learning rate included, follows from the config and RunState.
 """
 
 import contextlib

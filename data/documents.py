@@ -5,6 +5,7 @@ where it was; the folder goes when the shards are written.
 
     read-00000.arrow   what became of every row of a piece (data/read_pieces.py)
     selection.sqlite   which rows are documents, and of which side (data/select_documents.py)
+    tokens-*-00000/    the tokens of a piece (data/write_tokens.py), with the tokenizer they were made with beside them
     questions.json     of the evaluation sets that no document may hold (data/contamination.py)
     hub-train/         what was downloaded from the Hub (data/download.py)
 """
@@ -17,7 +18,7 @@ from data import read_pieces, sources
 from data.contamination import Questions
 from data.download import downloaded
 from data.select_documents import Selection, kept
-from data.settings import DataSection, SourceSection
+from data.settings import DataSection, EvaluationSet, SourceSection
 from data.workers import Workers
 
 WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
@@ -62,8 +63,7 @@ class Documents:
 
         if selection.done:
             self._log(f"{self.name}: going on after {selection.done} of {len(pieces)} pieces")
-        for number in self.workers.map(_read, unread(), many=self.is_large(pieces)):
-            del number
+        for _ in self.workers.map(_read, unread(), many=self.is_large(pieces)):
             selection.take(selection.done, self.table(selection.done))
         self._selection = selection
         self._check_not_empty(pieces)
@@ -120,7 +120,7 @@ class Documents:
         questions = None
         if self.data.evaluation_sets:
             questions = self.work / "questions.json"
-            sets = {name: _texts(section) for name, section in self.data.evaluation_sets.items()}
+            sets = {name: _questions(name, section) for name, section in self.data.evaluation_sets.items()}
             Questions(sets).save(questions)
         return read_pieces.Rules(self.source.field, self.data.min_characters, self.data.filters,
                                  self.data.near_duplicates is not None, questions)  # fmt: skip
@@ -162,10 +162,15 @@ def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path, is_there: 
         read_pieces.read_piece(piece, rules, path)
 
 
-def _texts(section: SourceSection) -> Iterator[str]:
-    for row in sources.documents(section.from_, section.field):
-        if isinstance(row, str):
-            yield row
+def _questions(name: str, section: EvaluationSet) -> list[str]:
+    """All questions of an evaluation set: one that cannot be read would be looked for in no document."""
+    rows = list(sources.documents(section.from_, section.field))
+    bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
+    if bad is not None or not rows:
+        why = f"{bad.where}: {bad.detail}" if bad else f"{section.from_} is empty"
+        raise sources.SourceError(f"data.evaluation_sets.{name}: every row must hold a question ({why}): mend it, or "
+                                  "name another field")  # fmt: skip
+    return rows
 
 
 def _bytes_of(piece: sources.Piece) -> int:

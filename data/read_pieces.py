@@ -16,9 +16,9 @@ all, so an interrupted preparation keeps the pieces that are done.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data import clean, filters, near_duplicates, sources
 from data.contamination import Questions
@@ -28,7 +28,8 @@ from storage import folder
 if TYPE_CHECKING:
     import pyarrow
 
-BATCH_ROWS, BATCH_CHARACTERS = 1024, 4_000_000  # of a table that are in memory at a time
+BATCH_ROWS, BATCH_CHARACTERS = 1024, 4_000_000  # that are in memory at a time
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_piece(piece: sources.Piece, rules: Rules, path: Path) -> None:
     with folder.replacing(path) as temporary:
         options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
         with pyarrow.ipc.new_file(str(temporary), schema(), options=options) as writer:
-            for rows in _batches(_judged(piece, rules)):
+            for rows in batches(_judged(piece, rules), lambda row: row.get("text") or ""):
                 writer.write_batch(_with_hashes(rows, rules))
 
 
@@ -100,12 +101,13 @@ def _questions(path: Path) -> Questions:
     return Questions.load(path)
 
 
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def batches(items: Iterator[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """`items` a batch at a time, so that neither their number nor their text grows beyond what fits the memory."""
+    batch: list[T] = []
     characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row.get("text") or "")
+    for item in items:
+        batch.append(item)
+        characters += len(text_of(item))
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -110,10 +110,6 @@ class Selection:
                 "more. The first are " + "; ".join(f"{place}: {detail}" for place, detail in examples)
             )
 
-    def documents(self, number: int, table: Path) -> Iterator[tuple[str, str]]:
-        """(side, text) of the documents of piece `number` that stay."""
-        yield from kept(table, self.answers(number))
-
     def answers(self, number: int) -> bytes:
         """TRAIN, VALID or DROPPED for every row of piece `number`."""
         return self._database.execute("SELECT answers FROM pieces WHERE number = ?", (number,)).fetchone()[0]

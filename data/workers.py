@@ -21,7 +21,7 @@ class Workers:
     """
 
     def __init__(self, processes: int | None = None):
-        self.processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.processes = processes or host.usable_cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple], many: bool) -> Iterator[Any]:

@@ -5,15 +5,13 @@ By any number of processes at once; `data/shards.py` joins the pieces to shards.
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from data import shards
+from data.read_pieces import batches
 from data.select_documents import kept
 from storage import folder
 from tokenizer import Tokenizer
-
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 4_000_000  # handed to the tokenizer at a time
 
 
 def write_tokens(table: Path, answers: bytes, tokenizer: Path, path: Path) -> None:
@@ -26,7 +24,7 @@ def write_tokens(table: Path, answers: bytes, tokenizer: Path, path: Path) -> No
     dtype = shards.token_dtype(encoder.vocab_size)
     with folder.write(path) as temporary:
         writers = {split: shards.SplitWriter(temporary, split, dtype, encoder.end_of_text) for split in shards.SPLITS}
-        for batch in _batches(kept(table, answers)):
+        for batch in batches(kept(table, answers), lambda document: document[1]):
             for (side, text), tokens in zip(batch, encoder.encode_batch([text for _, text in batch]), strict=True):
                 writers[side].write(text, tokens)
         counts = {split: writer.close() for split, writer in writers.items()}
@@ -36,16 +34,3 @@ def write_tokens(table: Path, answers: bytes, tokenizer: Path, path: Path) -> No
 @functools.cache
 def _tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.load(path)
-
-
-def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
-    characters = 0
-    for side, text in documents:
-        batch.append((side, text))
-        characters += len(text)
-        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

@@ -49,6 +49,13 @@ def _signal_at_parents_end(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def return_memory() -> None:
     """Give every freed tensor of 2 MB or more back at once: for models beside which activations count.
 

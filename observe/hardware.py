@@ -4,13 +4,14 @@ An MFU is only shown where it is right: a card, a part of a card (MIG) or a prec
 has no peak, and a run on it has no MFU.
 """
 
-import os
 import platform
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from models import host
 
 # Peak FLOP/s of one card in bf16 and fp16 matrix products, in units of 1e12: dense (data sheets that print the rate
 # "with sparsity" print twice this) and with fp32 accumulation, which is what PyTorch does (GeForce cards do it at
@@ -119,7 +120,7 @@ def environment(device: Any = None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": usable_cores(),
+        "cores": host.usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "commit": commit(),
         "command": " ".join(Path(part).name if place == 0 else part for place, part in enumerate(sys.argv)),
@@ -133,13 +134,6 @@ def environment(device: Any = None) -> dict[str, Any]:
     else:
         found["device"] = "cpu" if device is None else str(device)
     return found
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -6,6 +6,7 @@ second pass puts defaults or empty values in place of what is wrong, and reports
 """
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -108,7 +109,7 @@ def validate(section: type[S], raw: dict[str, Any]) -> S:
         valid = section.model_validate(raw)
         problems = []
     except pydantic.ValidationError as error:
-        problems = _from_pydantic(error, raw)
+        problems = _from_pydantic(error, section, raw)
         valid = section.model_validate(raw, context=_FORGIVE)
     wrong = [problem.key for problem in problems]
     for problem in _cross_problems(valid, ""):
@@ -138,7 +139,7 @@ def differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, 
     return [found for name, one, other in pairs for found in differences(one, other, f"{key}.{name}" if key else name)]
 
 
-def _from_pydantic(error: pydantic.ValidationError, raw: Any) -> list[Problem]:
+def _from_pydantic(error: pydantic.ValidationError, section: type[Section], raw: Any) -> list[Problem]:
     """One problem for each wrong key; the members of a union complain one by one, and are heard as one."""
     remedies: dict[str, tuple[object, list[str]]] = {}
     for detail in error.errors(include_url=False, include_context=False):
@@ -147,18 +148,30 @@ def _from_pydantic(error: pydantic.ValidationError, raw: Any) -> list[Problem]:
             location = location[: _depth(raw, location)]
         key = ".".join(str(part) for part in location) or "config"
         value, found = remedies.setdefault(key, (None if detail["type"] == "missing" else detail["input"], []))
-        found.append(_remedy(detail["type"], detail["msg"]))
+        found.append(_remedy(detail["type"], detail["msg"], key.rpartition(".")[2], _keys(section, location)))
     return [Problem(key, value, " or ".join(found)) for key, (value, found) in remedies.items()]
 
 
-def _remedy(kind: str, message: str) -> str:
+def _remedy(kind: str, message: str, key: str, keys: list[str]) -> str:
     if kind == "extra_forbidden":
-        return "there is no such key: correct its name or remove it"
+        near = difflib.get_close_matches(key, keys, n=1)
+        return f"there is no such key: {f'did you mean {near[0]}?' if near else 'correct its name or remove it'}"
     if kind == "missing":
         return "this key is required"
     if kind == "model_type":
         return "write keys and values here"
     return message.removeprefix("Value error, ").removeprefix("Input ")
+
+
+def _keys(kind: Any, location: tuple[str | int, ...]) -> list[str]:
+    """The keys that may stand where the last part of `location` does, below a section or a list or dict of them."""
+    if isinstance(kind, type) and issubclass(kind, Section):
+        fields = {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
+        if len(location) <= 1:
+            return list(fields)
+        return _keys(fields.get(str(location[0])), location[1:])
+    members = get_args(kind)
+    return _keys(members[-1], location[1:]) if members and len(location) > 1 else []
 
 
 def _depth(raw: Any, location: tuple[str | int, ...]) -> int:

@@ -16,7 +16,7 @@ from settings import ConfigError, Problem
 from training.settings import PhaseSection, RunConfig
 
 GIB = 2**30
-PROCESS_BYTES = 400 * 2**20  # Python, torch and the libraries, before there is a model; a CUDA context is as large
+PROCESS_BYTES = 512 * 2**20  # Python, torch and the libraries, before there is a model; a CUDA context is as large
 MOST_STACKED = 2**26  # matrix elements that training/optimizer.py orthogonalises together; read here without torch
 
 
@@ -94,10 +94,24 @@ def plan(config: RunConfig) -> Plan:
     corpus = {name: estimated_tokens(source) for name, source in config.data.sources.items()}
     bytes_a_token = 2 if model.vocab_size <= 2**16 else 4
     disk = {
-        "checkpoints": (config.checkpoint.keep + 1) * (memory["weights"] + memory["optimizer"]),
-        "shards": sum(tokens or 0 for tokens in corpus.values()) * bytes_a_token,
+        "checkpoints": _most_checkpoints(config, phases) * (memory["weights"] + memory["optimizer"]),
+        "shards": sum(_read_tokens(config, name) if n is None else n for name, n in corpus.items()) * bytes_a_token,
     }
     return Plan(model, phases, memory, disk, corpus)
+
+
+def _most_checkpoints(config: RunConfig, phases: list[PhasePlan]) -> int:
+    """That can be there at once: those that `checkpoint.keep...` names, and one that is being written."""
+    keep = config.checkpoint
+    milestones = sum(phase.steps for phase in phases) // keep.keep_every_steps if keep.keep_every_steps else 0
+    ends = len(phases) - 1 if keep.keep_phase_ends else 0  # the last phase's is among the newest
+    return keep.keep + keep.keep_best + ends + milestones + 1
+
+
+def _read_tokens(config: RunConfig, source: str) -> int:
+    """What the run reads of a source whose size only preparation can tell: one that is not read again has as many."""
+    shares = [(phase.tokens, phase.data.get(source, 0) / sum(phase.data.values())) for phase in config.phases]
+    return int(sum(tokens * share for tokens, share in shares))
 
 
 def _plan_phase(config: RunConfig, model: ModelConfig, phase: PhaseSection) -> PhasePlan:

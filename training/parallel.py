@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from observe.hardware import usable_cores
+from models.host import usable_cores
 from training.settings import ParallelSection
 
 

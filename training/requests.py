@@ -1,6 +1,6 @@
 """What the outside world asks of a running process: stop, save, or end at once.
 
-    SIGTERM, SIGINT    once: save and stop (exit code 75); a second time, a moment later: end at once, saving nothing
+    SIGTERM, SIGINT    once: save and stop (exit code 75); again, a moment later: end at once (128 + number)
     run.max_minutes    like SIGTERM, when so much time has passed since this process began
     SIGUSR1            save and go on
 
@@ -34,11 +34,9 @@ class Requests:
         self.reason = ""  # why it is to stop
         self._max_minutes, self._since = max_minutes, 0.0
         self._interruptible = False
-        handlers = {"SIGTERM": self._stop, "SIGINT": self._stop, "SIGALRM": self._stop, "SIGUSR1": self._save}
-        self._before = {}
-        for name, handler in handlers.items():
-            if number := getattr(signal, name, None):  # Windows has but two of them
-                self._before[number] = signal.signal(number, handler)
+        handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGALRM: self._stop,
+                    signal.SIGUSR1: self._save}  # fmt: skip
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         if max_minutes is not None:
             signal.setitimer(signal.ITIMER_REAL, 60 * max_minutes)
 

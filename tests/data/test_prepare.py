@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 import settings
-from data import clean, embedded, prepare, sources, write_tokens
+from data import clean, embedded, prepare, read_pieces, sources
 from storage import folder
 from tokenizer import Tokenizer
 
@@ -195,8 +195,8 @@ def test_shards_are_cut_at_the_limit_and_never_within_a_document(tmp_path, small
 
 
 def test_batches_for_the_tokenizer_are_bounded(tmp_path, monkeypatch, small_tokenizer):
-    monkeypatch.setattr(write_tokens, "BATCH_DOCUMENTS", 7)
-    monkeypatch.setattr(write_tokens, "BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(read_pieces, "BATCH_ROWS", 7)
+    monkeypatch.setattr(read_pieces, "BATCH_CHARACTERS", 200)
     texts = stories(50)
     sizes = []
     encode_batch = Tokenizer.encode_batch

@@ -203,3 +203,13 @@ def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypat
     assert publish.main([str(made), "me/stories"]) == 1 and "must be whole" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         publish.main([str(made), "no-owner"])
+
+
+@pytest.mark.parametrize(("rows", "why"), [([{"text": "no question"}], "no field 'question'"), ([], "is empty")])
+def test_an_evaluation_set_without_questions_is_an_error(tmp_path, rows, why):
+    """Else nothing would be looked for, and the corpus be called clean."""
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = {"math": {"from": f"jsonl:{tmp_path}/test.jsonl", "field": "question"}}
+    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(20))}, evaluation_sets=sets)
+    with pytest.raises(SourceError, match=f"data.evaluation_sets.math: every row must hold a question .*{why}"):
+        prepared(found)

@@ -10,6 +10,8 @@ from settings import ConfigError, read, validate
 from training.budget import plan
 from training.settings import RunConfig
 
+CONFIG = validate(RunConfig, read("config.yaml"))
+
 
 def planned(*overrides: str):
     return plan(validate(RunConfig, read("config.yaml", overrides)))
@@ -37,6 +39,18 @@ def test_memory_follows_micro_batch_and_checkpointing():
     assert recomputed.memory["activations"] < 0.6 * kept.memory["activations"]
     exact = kept.model.parameters()
     assert kept.memory["weights"] == kept.memory["gradients"] == 4 * exact["total"]
+
+
+def test_disk_holds_every_checkpoint_that_is_kept_and_what_is_read_of_a_source_of_unknown_size():
+    one = planned("checkpoint.keep=1", "checkpoint.keep_best=false", "checkpoint.keep_phase_ends=false")
+    size = one.disk["checkpoints"] / 2  # and the one that is being written
+    kept = planned("checkpoint.keep=3", "checkpoint.keep_every_steps=100000")
+    assert kept.disk["checkpoints"] == (3 + 1 + 2 + 1) * size  # newest, best, ends of two phases, and the next
+    hub = planned("data.sources.stories={from: hub:someone/stories}")
+    assert hub.corpus_tokens["stories"] is None
+    read_of_it = hub.disk["shards"] - sum(tokens * 2 for tokens in hub.corpus_tokens.values() if tokens)
+    shares = (phase.data.get("stories", 0) / sum(phase.data.values()) * phase.tokens for phase in CONFIG.phases)
+    assert read_of_it == pytest.approx(2 * sum(shares), rel=1e-3)
 
 
 def test_the_plan_knows_the_limits_of_loss_and_optimizer():

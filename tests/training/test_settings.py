@@ -318,3 +318,15 @@ def test_steps_and_rows_of_a_phase():
     model = config().model.config(vocab_size=2048, context=config().longest_context)
     assert (model.vocab_size, model.context) == (2048, 2048)
     assert config("model.vocab_size=3000", "model.context=4096").model.config(2048, 2048).context == 4096
+
+
+def test_a_misspelt_key_is_told_the_name_it_resembles():
+    with pytest.raises(ConfigError) as error:
+        validate(RunConfig, read("config.yaml", ["model.n_layer=2", "phases.1.contxt=64", "optimzer.clip=1",
+                                                 "data.sources.stories.form=x", "run.colour=red"]))  # fmt: skip
+    told = {problem.key: problem.remedy for problem in error.value.problems}
+    assert told["model.n_layer"].endswith("did you mean n_layers?")
+    assert told["phases.1.contxt"].endswith("did you mean context?")
+    assert told["optimzer"].endswith("did you mean optimizer?")
+    assert told["data.sources.stories.form"].endswith("did you mean from?")
+    assert told["run.colour"].endswith("correct its name or remove it")
