@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+AT_ONCE = 1024  # queries of windowed layers on a CPU: their operands stay in its cache
 BLOCK = 128  # queries, and keys, of one block that flex attention visits or skips
 MOST_COMPILATIONS = 64  # shapes and windows of one run; beyond dynamo's limit of 8 it would fall back to dense scores
 Mask = Tensor | BlockMask | None  # what a layer may see; None: plain causality says it all
@@ -164,47 +165,99 @@ def _is_banded(window: int | None, length: int) -> bool:
 
 
 def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor) -> Tensor:
-    """Windowed attention as small dense problems: [B * chunks, H, W, D] queries against [B * chunks, K, 2W, D] keys."""
+    """Windowed attention as small dense problems: each chunk's W queries against 2W keys, its own and those before."""
     batch, _, length, _ = query.shape
     chunks = -(-length // window)
     if padding := chunks * window - length:
         query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
 
-    def chunked(x: Tensor) -> Tensor:  # [B, heads, T, D] -> [B, chunks, heads, W, D]
-        return x.unflatten(2, (chunks, window)).transpose(1, 2)
+    def chunked(x: Tensor) -> Tensor:  # [B, heads, T, D] -> [B * chunks, heads, W, D]
+        return x.unflatten(2, (chunks, window)).transpose(1, 2).flatten(0, 1)
 
-    out = F.scaled_dot_product_attention(
-        chunked(query).flatten(0, 1),
-        _WithPrevious.apply(chunked(key)).flatten(0, 1),
-        _WithPrevious.apply(chunked(value)).flatten(0, 1),
-        attn_mask=mask.expand(batch, -1, -1, -1, -1).flatten(0, 1),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    out = out.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(2, 3)
-    return out[:, :, :length]
+    solve = _solve_on_cpu if query.device.type == "cpu" else _solve
+    out = solve(chunked(query), chunked(key), chunked(value), mask.expand(batch, -1, -1, -1, -1).flatten(0, 1))
+    return out.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
-class _WithPrevious(torch.autograd.Function):
-    """Each chunk behind the one before it, zeros before the first: [B, chunks, K, W, D] -> [B, chunks, K, 2W, D].
+def _solve(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The small problems: [N, H, W, D] of queries so shaped, keys and values [N, K, W, D], mask [N, 1, W, 2W].
 
-    Autograd's own gradient of the slices and the concatenation goes over memory four times as often.
+    What stands before the first chunk of a row is the end of the row above, which the mask hides.
+    """
+    keys, values = (torch.cat([F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x], dim=2) for x in (key, value))
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
+
+
+def _solve_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """`_solve`, a few problems at a time."""
+    if torch.is_autocast_enabled("cpu"):  # it knows SDPA, not what is behind it
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    return _SolveOnCPU.apply(query, key, value, mask)
+
+
+class _SolveOnCPU(torch.autograd.Function):
+    """A chunk's keys are put behind those of the chunk before it only while they are used, and gradients go straight to
+    where they belong. In one call of SDPA, every key and value and their gradients would be in memory twice, and the
+    chunks of a long row would cost more than those of a short one, whose operands stay in the cache.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        batch, chunks, heads, width, d_head = x.shape
-        out = x.new_empty(batch, chunks, heads, 2 * width, d_head)
-        out[:, 0, :, :width] = 0
-        out[:, 1:, :, :width] = x[:, :-1]
-        out[:, :, :, width:] = x
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        count, heads, width, d_head = query.shape
+        out = query.new_empty(count, width, heads, d_head).transpose(1, 2)  # as the output projection reads it
+        sums = query.new_empty(count, heads, width, dtype=_sums_dtype(query))
+        for part in _parts(count, width):
+            out[part], sums[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[part], _behind_previous(key, part), _behind_previous(value, part),
+                attn_mask=_additive(mask[part], query.dtype),
+            )  # fmt: skip
+        ctx.save_for_backward(query, key, value, mask, out, sums)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        before, own = grad.chunk(2, dim=3)
-        total = own.contiguous()
-        total[:, :-1] += before[:, 1:]
-        return total
+    def backward(ctx, grad: Tensor):
+        query, key, value, mask, out, sums = ctx.saved_tensors
+        width = query.shape[2]
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        for part in _parts(len(query), width):
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad[part], query[part], _behind_previous(key, part), _behind_previous(value, part), out[part],
+                sums[part], 0.0, False, attn_mask=_additive(mask[part], query.dtype),
+            )  # fmt: skip
+            grads[0][part] = found[0]
+            for total, both in zip(grads[1:], found[1:], strict=True):
+                before, own = both.chunk(2, dim=2)
+                total[part] = own
+                first = 1 if part.start == 0 else 0  # the very first chunk has none before it
+                total[part.start - 1 + first : part.stop - 1] += before[first:]
+        return *grads, None
+
+
+def _parts(count: int, width: int) -> list[slice]:
+    """`count` chunks of `width` queries, a few at a time."""
+    size = max(1, AT_ONCE // width)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _behind_previous(x: Tensor, part: slice) -> Tensor:
+    """Each chunk of `part` behind the one before it, zeros before the very first: [n, K, 2W, D] of [N, K, W, D]."""
+    _, heads, width, d_head = x.shape
+    out = x.new_empty(part.stop - part.start, 2 * width, heads, d_head).transpose(1, 2)
+    out[:, :, width:] = x[part]
+    first = 1 if part.start == 0 else 0
+    out[:first, :, :width] = 0
+    out[first:, :, :width] = x[part.start - 1 + first : part.stop - 1]
+    return out
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look, else -inf."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _sums_dtype(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
 def attend_to_cache(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

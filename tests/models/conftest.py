@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import ModelConfig, build_model
 from settings import read, validate
@@ -89,3 +90,23 @@ def awake():
 def recorder() -> Recorder:
     """A Recorder, to be used as a context manager."""
     return Recorder()
+
+
+@pytest.fixture
+def flop_counter() -> FlopCounterMode:
+    """A FlopCounterMode, to be used as a context manager, that knows every product our CPU kernels are made of.
+
+    Attention counts as two products forward and four backward; SDPA has to be kept to its MATH backend.
+    """
+
+    def attended(query, key, *_, **__) -> int:
+        problems, heads, queries, width = query
+        return 4 * problems * heads * queries * key[2] * width
+
+    aten = torch.ops.aten
+    ours = {
+        aten.addmm_: lambda _self, a, b, **_: 2 * a[0] * a[1] * b[1],  # adds to its result in place
+        aten._scaled_dot_product_flash_attention_for_cpu: attended,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _grad, *rest, **_: 2 * attended(*rest),
+    }
+    return FlopCounterMode(display=False, custom_mapping=ours)
