@@ -217,7 +217,13 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def read_run_config(path: Path) -> dict[str, Any]:
     """The resolved config of the run that wrote the checkpoint at `path`."""
-    return yaml.safe_load((path / RUN_CONFIG).read_text())
+    try:
+        config = yaml.safe_load((path / RUN_CONFIG).read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it has no sections")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _unlike(path / RUN_CONFIG, error) from error
+    return config
 
 
 def read_weights(path: Path) -> dict[str, "Tensor"]:
@@ -237,10 +243,22 @@ def _folders(root: Path) -> list[Path]:
 
 def _read_fields(path: Path, kind: type[T]) -> T:
     """The dataclass of `kind` that is stored as JSON at `path`."""
+    import pydantic
+
     try:
-        return kind(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:  # a key too many is a TypeError
-        raise CheckpointError(f"{path} is not what this version writes ({error})") from error
+        fields = json.loads(path.read_text())
+        kind(**fields)  # which takes no key too many
+        return pydantic.TypeAdapter(kind).validate_python(fields)
+    except pydantic.ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise _unlike(path, ValueError("; ".join(faults))) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise _unlike(path, error) from error
+
+
+def _unlike(path: Path, error: Exception) -> CheckpointError:
+    what = " ".join(str(error).split())
+    return CheckpointError(f"{path} is not what this version writes ({what}): use another checkpoint, or mend it")
 
 
 def _load_tensors(path: Path) -> dict[str, "Tensor"]:

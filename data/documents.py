@@ -61,7 +61,7 @@ class Documents:
                 path = self.table(number)
                 yield (pieces[number], rules, path, path.exists())
 
-        if selection.done:
+        if 0 < selection.done < len(pieces):
             self._log(f"{self.name}: going on after {selection.done} of {len(pieces)} pieces")
         for _ in self.workers.map(_read, unread(), many=self.is_large(pieces)):
             selection.take(selection.done, self.table(selection.done))
@@ -148,7 +148,8 @@ class Documents:
         if in_validation:
             why.append(f"all {in_validation} are held out for validation: give more, `valid_from`, or valid_fraction=0")
         reasons = "; ".join(why) or "it is empty"
-        return sources.SourceError(f"data.sources.{self.name}: there are no {what} ({reasons})")
+        remedy = "name a file that has some, or the field that holds them, or mend its rows"
+        return sources.SourceError(f"data.sources.{self.name}: there are no {what} ({reasons}): {remedy}")
 
 
 def valid_count(source: SourceSection) -> int | None:

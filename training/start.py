@@ -48,6 +48,8 @@ def start(config: RunConfig) -> Outcome:
         trainer = Trainer(config, strategy, prepared, requests)
         for path, problems in trainer.skipped.items():
             trainer.watch.say(f"skipped {path}: {'; '.join(problems)}")
+        if trainer.skipped and not trainer.state.step:
+            trainer.watch.say("WARNING: no checkpoint of this run can be used: it starts again from the beginning")
         if trainer.changes:
             trainer.watch.say("the config has changed since:\n  " + "\n  ".join(trainer.changes))
         return trainer.run()
