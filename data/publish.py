@@ -1,19 +1,23 @@
 """Shards -> the Hub: `python -m data.publish shards/NAME-FINGERPRINT OWNER/NAME [--private] [--dry-run]`.
 
 Uploads a verified folder of shards as a data set, with its tokenizer if that lies beside it and a card that says where
-the text is from, how much there is, and what was dropped and why. The login is the Hub's own (HF_TOKEN, or
-`hf auth login`); --dry-run writes the card to the terminal and uploads nothing. Exit codes: 0 uploaded, 1 the folder or
-the Hub refused, 2 wrong arguments.
+the text is from, how much there is, and what was dropped and why. Paths of this machine stay here, and so does
+quarantine.jsonl. The login is the Hub's own (HF_TOKEN, or `hf auth login`); --dry-run writes the card to the terminal
+and uploads nothing. Exit codes: 0 uploaded, 1 the folder or the Hub refused, 2 wrong arguments.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import shards
+from data import shards, sources
 from storage import folder
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -58,7 +62,8 @@ def upload(path: Path, about: dict[str, Any], name: str, text: str, private: boo
     hub = huggingface_hub.HfApi()
     address = hub.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
     message = f"{about['name']}: {about['splits']['train']['tokens']:,} training tokens"
-    hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=path, commit_message=message)
+    with _public(path, about) as public:
+        hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=public, commit_message=message)
     for candidate in sorted(path.parent.glob("tokenizer-*")):
         from tokenizer import Tokenizer
 
@@ -70,13 +75,42 @@ def upload(path: Path, about: dict[str, Any], name: str, text: str, private: boo
     return str(address)
 
 
+@contextlib.contextmanager
+def _public(path: Path, about: dict[str, Any]) -> Iterator[Path]:
+    """The folder as everybody may see it, with a manifest of its own; the tokens are in it as further names."""
+    public = path.with_name(f".public-{path.name}")
+    if public.exists():  # of a try that was killed
+        folder.remove(public)
+    described = {**about, "source": _from(about["source"]), "valid_source": _from(about["valid_source"])}
+    with folder.write(public) as temporary:
+        for file in path.iterdir():
+            if file.name == shards.DESCRIPTION:
+                (temporary / file.name).write_text(json.dumps(described, indent=1), encoding="utf-8")
+            elif file.name not in (folder.MANIFEST, shards.QUARANTINE):
+                try:
+                    os.link(file, temporary / file.name)
+                except OSError:  # a file system without further names
+                    shutil.copyfile(file, temporary / file.name)
+    try:
+        yield public
+    finally:
+        folder.remove(public)
+
+
+def _from(source: str | None) -> str | None:
+    """A source without the path of local files."""
+    if source is None:
+        return None
+    kind, rest = sources.parse(source)
+    is_public = kind == "embedded" or kind == "hub" and rest[0] not in "/.~" and not Path(rest).is_dir()
+    return source if is_public else f"local {'data set' if kind == 'hub' else f'{kind} files'}"
+
+
 def card(about: dict[str, Any], name: str, license_: str) -> str:
     """The data set's README.md."""
     rows = [f"| {split} | {counts['documents']:,} | {counts['tokens']:,} | {counts['bytes']:,} |"
             for split, counts in about["splits"].items()]  # fmt: skip
     dropped = [f"- {count:,} {reason}" for reason, count in about["dropped"].items()] or ["- nothing"]
-    own_files = about["source"].partition(":")[0] not in ("hub", "embedded")
-    source = f"local {about['source'].partition(':')[0]} files" if own_files else f"`{about['source']}`"  # no paths
     return "\n".join(
         [
             "---",
@@ -85,8 +119,8 @@ def card(about: dict[str, Any], name: str, license_: str) -> str:
             "---",
             f"# {name.partition('/')[2]}",
             "",
-            f"Tokens of {source}: raw little-endian {about['dtype']}, every document followed by end-of-text "
-            f"({about['end_of_text']}); `*.lengths` has the tokens of each document as int64. `manifest.json` has "
+            f"Tokens of {_from(about['source'])}: raw little-endian {about['dtype']}, every document followed by "
+            f"end-of-text ({about['end_of_text']}); `*.lengths` has the tokens of each document as int64. `manifest.json` has "
             "every file's size and sha256.",
             "",
             "| split | documents | tokens | bytes of text |",

@@ -185,7 +185,9 @@ def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypat
             return f"hub/{name}"
 
         def upload_folder(self, repo_id, folder_path, path_in_repo=None, **_):
-            given.append(("folder", repo_id, Path(folder_path).name, path_in_repo))
+            assert not folder.verify(folder_path)
+            text = (folder_path / shards.DESCRIPTION).read_text()
+            given.append(("folder", sorted(path.name for path in folder_path.iterdir()), text, path_in_repo))
 
         def upload_file(self, repo_id, path_or_fileobj, path_in_repo, **_):
             given.append(("file", path_in_repo, path_or_fileobj.decode()))
@@ -194,8 +196,12 @@ def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypat
     found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", [*documents(40), "{no"])})
     made = prepared(found)
     assert publish.main([str(made), "me/stories", "--private"]) == 0
-    (_, name, private), (_, _, uploaded, _), (_, card_name, card) = given
-    assert (name, private, uploaded, card_name) == ("me/stories", True, made.name, "README.md")
+    (_, name, private), (_, uploaded, described, _), (_, card_name, card) = given
+    assert (name, private, card_name) == ("me/stories", True, "README.md")
+    assert set(uploaded) == {path.name for path in made.iterdir()} - {shards.QUARANTINE}
+    assert str(tmp_path) not in described and json.loads(described)["source"] == "local jsonl files"
+    assert str(tmp_path) in (made / shards.DESCRIPTION).read_text() and (made / shards.QUARANTINE).exists()
+    assert not list(made.parent.glob(".*public*"))
     assert "- 1 bad_json" in card and str(tmp_path) not in card and "| train |" in card
     assert publish.main([str(made), "me/stories", "--dry-run"]) == 0 and card in capsys.readouterr().out
     assert len(given) == 3
