@@ -5,13 +5,15 @@ and is started again with the same command until it ends by itself. Then its fin
 equal the unbroken run's of as many processes, bit for bit; its metrics must have every step once; every checkpoint it
 announced must be there or be older than those kept; and every malformed row of its corpus must be in the quarantine.
 
-    kill          SIGKILL to all processes, at any moment from the first second on
-    kill_saving   SIGKILL while a checkpoint is being written
-    term          SIGTERM; the run must save and exit with 75
-    disk          a full disk (a small file system of its own, if this user may mount one) while saving
-    flip, cut     one bit changed in the newest checkpoint, or its file cut short
-    shard         a file of the prepared shards is gone
-    rename        killed after a checkpoint is written and before it has its name
+    kill              SIGKILL to all processes, at any moment from the first second on
+    kill_preparing    SIGKILL while the corpus is prepared
+    kill_validating   SIGKILL in the middle of a validation
+    kill_saving       SIGKILL while a checkpoint is being written
+    rename            SIGKILL after a checkpoint is written and before it has its name
+    term              SIGTERM; the run must save and exit with 75
+    disk              a full disk (a small file system of its own, if this user may mount one) while saving
+    flip, cut         one bit changed in the newest checkpoint, or its file cut short
+    shard             a file of the prepared shards is gone
 
 Exit code 1: a trial failed.
 """
@@ -36,7 +38,8 @@ import yaml
 from benchmarks import result
 from observe.metrics import MetricsLog
 
-FAULTS = ("kill", "kill_saving", "term", "disk", "flip", "cut", "shard", "rename")
+MOMENTS = {"kill_preparing": 24, "kill_validating": 12, "kill_saving": 3, "rename": 3}  # faulty_train.py's, up to
+FAULTS = ("kill", *MOMENTS, "term", "disk", "flip", "cut", "shard")
 MOST_STARTS = 40  # of one trial
 DISK = 96  # MB: room for the run, until something else fills it up
 ROWS, MALFORMED = 400, 7
@@ -158,9 +161,9 @@ class Trial:
                 process = self._start()
                 self._wait(process, seconds=self.draw.uniform(0.3, 5.5 if self.processes == 1 else 14.0))
                 self._end(process, signal.SIGKILL if fault == "kill" else signal.SIGTERM)
-        elif fault in ("kill_saving", "rename"):
+        elif fault in MOMENTS:
             for _ in range(self.draw.randrange(1, 3)):
-                self._kill_in_save(fault)
+                self._kill_at(fault)
         elif fault == "disk":
             self._fill_disk(mounted)
         else:
@@ -169,10 +172,9 @@ class Trial:
             self._end(process, signal.SIGKILL)
             self._damage(fault)
 
-    def _kill_in_save(self, fault: str) -> None:
-        """Let the process itself die at the n-th checkpoint, in the middle of its files or right before its name."""
-        moment = self.draw.randrange(1, 4)
-        process = self._start(FAULT=f"{fault}:{moment}")
+    def _kill_at(self, fault: str) -> None:
+        """Let the process itself die, at the n-th such moment."""
+        process = self._start(FAULT=f"{fault}:{self.draw.randint(1, MOMENTS[fault])}")
         self._wait(process, seconds=120)
         self._end(process, signal.SIGKILL)
 

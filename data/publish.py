@@ -120,8 +120,8 @@ def card(about: dict[str, Any], name: str, license_: str) -> str:
             f"# {name.partition('/')[2]}",
             "",
             f"Tokens of {_from(about['source'])}: raw little-endian {about['dtype']}, every document followed by "
-            f"end-of-text ({about['end_of_text']}); `*.lengths` has the tokens of each document as int64. `manifest.json` has "
-            "every file's size and sha256.",
+            f"end-of-text ({about['end_of_text']}); `*.lengths` has the tokens of each document as int64. "
+            "`manifest.json` has every file's size and sha256.",
             "",
             "| split | documents | tokens | bytes of text |",
             "| --- | --- | --- | --- |",

@@ -206,24 +206,24 @@ class _SolveOnCPU(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         count, heads, width, d_head = query.shape
         out = query.new_empty(count, width, heads, d_head).transpose(1, 2)  # as the output projection reads it
-        sums = query.new_empty(count, heads, width, dtype=_sums_dtype(query))
+        logsumexp = query.new_empty(count, heads, width, dtype=torch.promote_types(query.dtype, torch.float32))
         for part in _parts(count, width):
-            out[part], sums[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            out[part], logsumexp[part] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[part], _behind_previous(key, part), _behind_previous(value, part),
                 attn_mask=_additive(mask[part], query.dtype),
             )  # fmt: skip
-        ctx.save_for_backward(query, key, value, mask, out, sums)
+        ctx.save_for_backward(query, key, value, mask, out, logsumexp)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        query, key, value, mask, out, sums = ctx.saved_tensors
+        query, key, value, mask, out, logsumexp = ctx.saved_tensors
         width = query.shape[2]
         grads = [torch.empty_like(x) for x in (query, key, value)]
         for part in _parts(len(query), width):
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grad[part], query[part], _behind_previous(key, part), _behind_previous(value, part), out[part],
-                sums[part], 0.0, False, attn_mask=_additive(mask[part], query.dtype),
+                logsumexp[part], 0.0, False, attn_mask=_additive(mask[part], query.dtype),
             )  # fmt: skip
             grads[0][part] = found[0]
             for total, both in zip(grads[1:], found[1:], strict=True):
@@ -254,10 +254,6 @@ def _behind_previous(x: Tensor, part: slice) -> Tensor:
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a query may look, else -inf."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
-
-
-def _sums_dtype(query: Tensor) -> torch.dtype:
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
 def attend_to_cache(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

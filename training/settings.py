@@ -144,10 +144,11 @@ class PhaseSection(Section):
             found.append(Problem("batch_tokens", self.batch_tokens, remedy))
         if self.tokens < self.batch_tokens:
             found.append(Problem("tokens", self.tokens, f"use at least one batch ({self.batch_tokens} tokens)"))
-        total = sum(weight for weight in self.data.values() if weight > 0)
+        total = sum(weight for weight in self.data.values() if 0 < weight <= 1e9)
         for name, weight in self.data.items():
-            if not weight > 0:
-                found.append(Problem(f"data.{name}", weight, "give a share above 0, or leave the source out"))
+            if not 0 < weight <= 1e9:
+                remedy = "give a share above 0, up to 1e9, or leave the source out"
+                found.append(Problem(f"data.{name}", weight, remedy))
             elif weight * PERIOD < total:  # less than one sample a period would be none at all
                 remedy = f"give at least {total / PERIOD:g}, a share of 1/{PERIOD}, or leave the source out"
                 found.append(Problem(f"data.{name}", weight, remedy))
