@@ -1,12 +1,12 @@
 """Documents -> verified token shards: `python -m data.prepare --config config.yaml [section.key=value ...]`.
 
-Every source is read and filtered (data/read_pieces.py), freed of duplicates and split into training and validation
-(data/select_documents.py), tokenised and written to `shards/NAME-FINGERPRINT/` (format: data/shards.py). The
-fingerprint covers all that decides the content: the files' content, the options, the code's version and the tokenizer.
-What is there already and verifies is left alone, so a second run does nothing, and runs with equal sources share their
-shards. Interrupted at any instant, the same command goes on where it was. Rows that are no documents stand in the
-folder's quarantine.jsonl. Only the `data` and `tokenizer` sections of the config are looked at. Exit codes: 0 prepared,
-1 a source cannot be read or written, 2 the config is wrong, 75 interrupted.
+Every source is read and filtered, freed of duplicates and split into training and validation, tokenised (in the stages
+of data/preparation/) and written to `shards/NAME-FINGERPRINT/` (format: data/shards.py). The fingerprint covers all
+that decides the content: the files' content, the options, the code's version and the tokenizer. What is there already
+and verifies is left alone, so a second run does nothing, and runs with equal sources share their shards. Interrupted at
+any instant, the same command goes on where it was. Rows that are no documents stand in the folder's quarantine.jsonl.
+Only the `data` and `tokenizer` sections of the config are looked at. Exit codes: 0 prepared, 1 a source cannot be read
+or written, 2 the config is wrong, 75 interrupted.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from typing import Any
 import filelock
 
 import settings
-from data import clean, embedded, shards, sources, write_tokens
-from data.documents import Documents, valid_count
+from data import embedded, shards, sources
+from data.preparation import clean, write_tokens
+from data.preparation.documents import Documents, valid_count
+from data.preparation.workers import Workers
 from data.settings import DataSection, SourceSection
-from data.workers import Workers
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.settings import TokenizerSection

@@ -6,7 +6,7 @@ from pathlib import Path
 import pydantic
 
 from data import sources
-from data.filters import FilterSection
+from data.preparation.filters import FilterSection
 from settings import Problem, Section
 
 _PART = re.compile(r"[1-9]\d{0,3}/[1-9]\d{0,3}")

@@ -1,6 +1,6 @@
 """Two held-out probes of the embedded corpus: word problems and recall over a long document.
 
-Both ask documents of the validation split, which never occur in training (data/embedded_draw.py), and give an
+Both ask documents of the validation split, which never occur in training (data/embedded/draw.py), and give an
 accuracy with its 95% interval.
 """
 

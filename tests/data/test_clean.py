@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from data import clean
+from data.preparation import clean
 
 TRICKY = ["e", "\u0301", "\r", "\n", "\t", " ", "\u3000", "\0", "\x1c", "\x7f", "\x85", "\x9f", "\ufeff", "\u1100", "\u1161", "가", "ﬁ", "😀", "a\u0323\u0307"]  # fmt: skip # noqa: E501
 

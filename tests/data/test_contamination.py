@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from data.contamination import Questions, masked_words
+from data.preparation.contamination import Questions, masked_words
 
 QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from data import download, sources
-from data.download import downloaded
+from data import sources
+from data.preparation import download
+from data.preparation.download import downloaded
 from data.sources import SourceError
 
 ROWS = [{"text": f"row {n} " + "word " * 10, "id": n} for n in range(500)]

@@ -6,9 +6,12 @@ from itertools import islice
 
 import pytest
 
-from data import embedded, embedded_errands, embedded_problems, embedded_stories
-from data.embedded_draw import NAMES, SPLITS, Draw, side
-from data.embedded_recall import FACTS
+from data import embedded
+from data.embedded import errands as embedded_errands
+from data.embedded import problems as embedded_problems
+from data.embedded import stories as embedded_stories
+from data.embedded.draw import NAMES, SPLITS, Draw, side
+from data.embedded.long_documents import FACTS
 from evaluation.answers import extract_answer
 from tokenizer import Tokenizer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.filters import FilterSection, fault
+from data.preparation.filters import FilterSection, fault
 from settings import ConfigError, validate
 
 ENGLISH = "The little dog ran to the river, and the children laughed because the water was cold."

@@ -8,8 +8,8 @@ import sqlite3
 import numpy
 import pytest
 
-from data import near_duplicates
-from data.near_duplicates import Index, bands, shingles, similarity
+from data.preparation import near_duplicates
+from data.preparation.near_duplicates import Index, bands, shingles, similarity
 
 WORDS = [f"word{n}" for n in range(2000)]
 

@@ -11,7 +11,8 @@ import numpy
 import pytest
 
 import settings
-from data import clean, embedded, prepare, read_pieces, sources
+from data import embedded, prepare, sources
+from data.preparation import clean, read_pieces
 from storage import folder
 from tokenizer import Tokenizer
 

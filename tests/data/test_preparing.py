@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import settings
-from data import documents as documents_
 from data import inspect, prepare, publish, shards, sources
+from data.preparation import documents as documents_
 from data.sources import SourceError
 from storage import folder
 from tokenizer import Tokenizer
@@ -82,7 +82,8 @@ def test_killed_at_any_instant_and_started_again_it_is_the_same(tmp_path, many_p
     found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(3000))}, "whole")
     whole = content(prepared(found))
     script = """
-from data import prepare, sources, documents
+from data import prepare, sources
+from data.preparation import documents
 sources.PIECE_BYTES, documents.WORTH_PROCESSES = 5_000, 10**12
 import sys; sys.exit(prepare.main(sys.argv[1:]))
 """

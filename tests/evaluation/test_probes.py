@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data import embedded
-from data.embedded_recall import FACTS
+from data.embedded.long_documents import FACTS
 from evaluation import probes
 from models import ModelConfig, build_model
 from tokenizer import Tokenizer

@@ -3,23 +3,24 @@
 What is done lies in a work folder beside the shards, so that a preparation that was interrupted at any instant goes on
 where it was; the folder goes when the shards are written.
 
-    read-00000.arrow   what became of every row of a piece (data/read_pieces.py)
-    selection.sqlite   which rows are documents, and of which side (data/select_documents.py)
-    tokens-*-00000/    the tokens of a piece (data/write_tokens.py), with the tokenizer they were made with beside them
-    questions.json     of the evaluation sets that no document may hold (data/contamination.py)
-    hub-train/         what was downloaded from the Hub (data/download.py)
+    read-00000.arrow   what became of every row of a piece (read_pieces.py)
+    selection.sqlite   which rows are documents, and of which side (select_documents.py)
+    tokens-*-00000/    the tokens of a piece (write_tokens.py), with the tokenizer they were made with beside them
+    questions.json     of the evaluation sets that no document may hold (contamination.py)
+    hub-train/         what was downloaded from the Hub (download.py)
 """
 
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data import read_pieces, sources
-from data.contamination import Questions
-from data.download import downloaded
-from data.select_documents import Selection, kept
+from data import sources
+from data.preparation import read_pieces
+from data.preparation.contamination import Questions
+from data.preparation.download import downloaded
+from data.preparation.select_documents import Selection, kept
+from data.preparation.workers import Workers
 from data.settings import DataSection, EvaluationSet, SourceSection
-from data.workers import Workers
 
 WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
 EMBEDDED_BYTES = 1_000  # of a generated document, about, with what it costs to make

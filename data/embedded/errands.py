@@ -5,7 +5,7 @@ what comes next in the list, so these stories teach copying from the context, in
 build on it: a small model that learns only from plots takes ten times as long to find out that it can look back.
 """
 
-from data.embedded_draw import NAMES, Draw, Split, draw_on_side, pronouns
+from data.embedded.draw import NAMES, Draw, Split, draw_on_side, pronouns
 
 THINGS = (
     "bread", "milk", "rope", "oil", "soap", "salt", "honey", "jam", "tea", "cups", "plates", "spoons", "forks",

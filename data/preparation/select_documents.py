@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import clean, near_duplicates, read_pieces, sources
+from data import sources
+from data.preparation import clean, near_duplicates, read_pieces
 from data.settings import DataSection, SourceSection
 
 TRAIN, VALID, DROPPED = 0, 1, 2  # of one row

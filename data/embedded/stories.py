@@ -7,7 +7,7 @@ arithmetic and no questions, which belong to the other two kinds of document.
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
-from data.embedded_draw import NAMES, Draw, Split, draw_on_side, pronouns
+from data.embedded.draw import NAMES, Draw, Split, draw_on_side, pronouns
 
 PLACES = (
     "park",

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data import clean, filters, near_duplicates, sources
-from data.contamination import Questions
-from data.filters import FilterSection
+from data import sources
+from data.preparation import clean, filters, near_duplicates
+from data.preparation.contamination import Questions
+from data.preparation.filters import FilterSection
 from storage import folder
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ then "#### N".
 
 from dataclasses import dataclass
 
-from data.embedded_draw import NAMES, Draw, Split, draw_on_side
+from data.embedded.draw import NAMES, Draw, Split, draw_on_side
 
 MAX_TOTAL = 9
 MAX_STEPS = 3

@@ -9,9 +9,9 @@ looking back is learned nearby first and carries over.
 import re
 from dataclasses import dataclass
 
-from data import embedded_problems
-from data.embedded_draw import NAMES, Draw, Split, draw_on_side
-from data.embedded_stories import ANIMALS, COLOURS, FOODS, PLACES, TOYS
+from data.embedded import problems
+from data.embedded.draw import NAMES, Draw, Split, draw_on_side
+from data.embedded.stories import ANIMALS, COLOURS, FOODS, PLACES, TOYS
 
 # Counted as words and punctuation marks: no byte-level BPE that splits words from punctuation makes fewer tokens.
 LONGEST_FILLER = 1250
@@ -46,7 +46,7 @@ def tell(draw: Draw, split: Split) -> Recall:
         wanted = draw.between(0, draw.between(0, draw.between(0, LONGEST_FILLER)))
     pieces = 0
     while pieces < wanted:
-        problem = embedded_problems.problem(draw, split)
+        problem = problems.problem(draw, split)
         text += f"\n{problem.question}\n{problem.solution}"
         pieces += len(re.findall(r"\w+|[^\w\s]", problem.question + problem.solution))
     text += f"\nWhat was it like on the day of {hero}?"

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from data import shards
-from data.read_pieces import batches
-from data.select_documents import kept
+from data.preparation.read_pieces import batches
+from data.preparation.select_documents import kept
 from storage import folder
 from tokenizer import Tokenizer
 

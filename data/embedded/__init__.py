@@ -1,37 +1,37 @@
 """The built-in corpus: stories, word problems and long documents that ask for facts from their beginning.
 
 It needs no file and no network, never ends, and is the same on every machine. `documents(kind, split, count, seed)`
-streams it. Whether a document is for training or validation follows from a hash of its essence (embedded_draw.py),
-so a validation document never occurs in training, whatever the seeds and counts.
+streams it. Whether a document is for training or validation follows from a hash of its essence (draw.py), so a
+validation document never occurs in training, whatever the seeds and counts.
 """
 
 from collections.abc import Iterator
 from itertools import count as count_from
 
-from data import embedded_errands, embedded_problems, embedded_recall, embedded_stories
-from data.embedded_draw import SPLITS, Draw, Split
-from data.embedded_problems import Problem
-from data.embedded_recall import Recall
+from data.embedded import errands, long_documents, problems, stories
+from data.embedded.draw import SPLITS, Draw, Split
+from data.embedded.long_documents import Recall
+from data.embedded.problems import Problem
 
 VERSION = 1  # raised whenever a document changes: shards made from an older corpus are then made again
 KINDS = ("stories", "problems", "recall")
-ERRANDS = 0.4  # share of the stories that are errands (embedded_errands.py)
+ERRANDS = 0.4  # share of the stories that are errands (errands.py)
 
 
 def story(index: int, split: Split, seed: int) -> str:
     """Story `index` of a split."""
     draw = Draw(VERSION, "stories", split, seed, index)
-    return embedded_errands.tell(draw, split) if draw.chance(ERRANDS) else embedded_stories.tell(draw, split)
+    return errands.tell(draw, split) if draw.chance(ERRANDS) else stories.tell(draw, split)
 
 
 def problem(index: int, split: Split, seed: int) -> Problem:
     """Word problem `index` of a split."""
-    return embedded_problems.problem(Draw(VERSION, "problems", split, seed, index), split)
+    return problems.problem(Draw(VERSION, "problems", split, seed, index), split)
 
 
 def recall(index: int, split: Split, seed: int) -> Recall:
     """Long document `index` of a split."""
-    return embedded_recall.tell(Draw(VERSION, "recall", split, seed, index), split)
+    return long_documents.tell(Draw(VERSION, "recall", split, seed, index), split)
 
 
 def document(kind: str, index: int, split: Split, seed: int) -> str:
