@@ -54,7 +54,7 @@ class RunState:
     cursor: int = 0  # samples consumed of the current phase
     samples_done: dict[str, int] = dataclasses.field(default_factory=dict)  # by phase that is done: samples consumed
     looked_up: int = 0  # the step whose validation and samples, if due, are made
-    data: dict[str, str] = dataclasses.field(default_factory=dict)  # by source: sha256 of its shards' manifest
+    data: dict[str, str] = dataclasses.field(default_factory=dict)  # by source: data.shards.digest
     seconds: float = 0.0  # spent training, over all sessions
     val_loss: float | None = None  # the last one of the current phase, nats a token
     best_val_loss: float | None = None  # of the current phase, for early stopping

@@ -74,7 +74,7 @@ def shown(path: Path, about: dict, tokenizer: Tokenizer, split: str, first: int,
 
 
 def _tokenizer(path: Path, about: dict, named: str | None) -> Tokenizer:
-    candidates = [named] if named else sorted(path.parent.glob("tokenizer-*"))
+    candidates = [named] if named else shards.tokenizers_beside(path)
     for candidate in candidates:
         tokenizer = Tokenizer.load(candidate)
         if tokenizer.fingerprint == about["tokenizer_fingerprint"]:

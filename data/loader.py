@@ -9,6 +9,7 @@ and generation starts from END.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -190,13 +191,19 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """The validation split of one source in order, `rows` a batch, this rank's share; stops after `max_tokens`
     positions over all ranks. Every rank gets the same number of batches."""
-    packed = PackedRows(TokenShards(folder, "valid"), context)
+    packed = _validation_rows(folder, context)
     count = len(packed) if max_tokens is None else min(len(packed), max(1, max_tokens // context))
     for start in range(0, count, rows * world):
         mine = [index if index < count else _EMPTY_SAMPLE for index in range(start + rank, start + rows * world, world)]
         end_of_text = packed.shards.end_of_text
         content = [packed.row(i) if i >= 0 else empty_row(context, end_of_text) for i in mine]
         yield _stack(content, mine)
+
+
+@functools.lru_cache(8)
+def _validation_rows(folder: Path, context: int) -> PackedRows:
+    """Packed once, not for every validation."""
+    return PackedRows(TokenShards(folder, "valid"), context)
 
 
 def _stack(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], sample_ids: list[int]) -> Batch:

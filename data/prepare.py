@@ -12,6 +12,7 @@ or written, 2 the config is wrong, 75 interrupted.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
 import heapq
@@ -73,6 +74,7 @@ def prepare(
         OSError: the disk is full, or `data.shards` cannot be written.
     """
     root = Path(data.shards)
+    _sum.cache_clear()
     evaluation = {name: [_content(name, part.from_, data), part.field] for name, part in data.evaluation_sets.items()}
     inputs = {
         name: {**_inputs(name, source, data), "evaluation_sets": evaluation} for name, source in data.sources.items()
@@ -110,17 +112,17 @@ def _tidy(work: Path) -> None:
 
 @contextlib.contextmanager
 def _work(documents: Documents) -> Iterator[None]:
-    """Around the work on one source: what was left of it with other options goes first; what a source's own fault
-    spoiled goes at the end. Whatever else interrupts it, what is done so far stays."""
+    """Around the work on one source: what was left of it with other options goes first; what came of content that is
+    of no use goes at the end, but for what was downloaded. Whatever else interrupts it, what is done so far stays."""
     mine = documents.work
     for other in mine.parent.glob(f".work-{glob.escape(documents.name)}-????????????"):
         if other != mine:
             shutil.rmtree(other, ignore_errors=True)
     try:
         yield
-    except (sources.SourceError, ValueError, OverflowError):
+    except (sources.BadContentError, OverflowError):
         documents.close()
-        shutil.rmtree(mine, ignore_errors=True)
+        documents.forget()
         raise
     finally:
         documents.close()
@@ -156,13 +158,19 @@ def _content(name: str, source: str, data: DataSection) -> dict[str, Any]:
         raise sources.SourceError(f"data.sources.{name}: {source} names no file: name one, or a pattern that matches")
     if not paths:
         return {"kind": kind, "dataset": rest}  # asking the Hub for its content would need the network at every start
-    digests = [{"bytes": path.stat().st_size, "sha256": folder.sha256(path)} for path in paths]
+    digests = [{"bytes": path.stat().st_size, "sha256": _sum(path)} for path in paths]
     if kind == "hub":  # in a data set's folder, names tell the splits
         digests = [
             {"name": str(path.relative_to(Path(rest).expanduser())), **digest}
             for path, digest in zip(paths, digests, strict=True)
         ]
     return {"kind": kind, "files": digests}
+
+
+@functools.lru_cache(100_000)
+def _sum(path: Path) -> str:
+    """The sha256 of a file, worked out once for all sources that share it, anew in every preparation."""
+    return folder.sha256(path)
 
 
 def _fingerprint(inputs: Any) -> str:
@@ -222,8 +230,8 @@ def _own_tokenizer(
 def _sample(documents: Documents, budget: int) -> list[str]:
     """Training documents of `budget` bytes in all: those of the lowest hashes, hence a fair sample in any order.
 
-    A generator's documents are alike throughout, and a Hub data set should not be streamed whole only for this: of
-    both, the first documents are taken.
+    A generator's documents are alike throughout, and a Hub data set may be many times larger than the sample: of both,
+    the first documents are taken.
     """
     takes_first = documents.source.from_.startswith(("embedded:", "hub:"))
     heap: list[tuple[int, str, int]] = []  # the highest hash on top

@@ -40,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     if problems := folder.verify(args.folder):
         print("\n".join([*problems, "prepare it again: what is published must be whole"]), file=sys.stderr)
         return 1
-    about = json.loads((args.folder / shards.DESCRIPTION).read_text(encoding="utf-8"))
-    text = card(about, args.name, args.license)
+    try:
+        about = json.loads((args.folder / shards.DESCRIPTION).read_text(encoding="utf-8"))
+        text = card(about, args.name, args.license)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{args.folder} holds no shards ({error!r}): name a folder that data.prepare made", file=sys.stderr)
+        return 1
     if args.dry_run:
         print(text)
         return 0
@@ -64,7 +68,7 @@ def upload(path: Path, about: dict[str, Any], name: str, text: str, private: boo
     message = f"{about['name']}: {about['splits']['train']['tokens']:,} training tokens"
     with _public(path, about) as public:
         hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=public, commit_message=message)
-    for candidate in sorted(path.parent.glob("tokenizer-*")):
+    for candidate in shards.tokenizers_beside(path):
         from tokenizer import Tokenizer
 
         if Tokenizer.load(candidate).fingerprint == about["tokenizer_fingerprint"]:

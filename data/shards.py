@@ -10,12 +10,15 @@ A source's folder holds, for each split, numbered pairs of raw little-endian fil
 A document never spans two shards. The folder as a whole is written and verified by `storage.folder`.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
+
+from storage.folder import MANIFEST
 
 DESCRIPTION, QUARANTINE = "dataset.json", "quarantine.jsonl"
 SPLITS = ("train", "valid")
@@ -26,6 +29,18 @@ COUNTS = ("documents", "tokens", "characters", "bytes")  # of a split; `bytes` a
 def token_dtype(vocab_size: int) -> numpy.dtype:
     """The smallest type that holds every id of a vocabulary: uint16 or uint32."""
     return numpy.dtype("<u2" if vocab_size <= 65536 else "<u4")
+
+
+def tokenizers_beside(folder: Path) -> list[Path]:
+    """The tokenizers that preparation has made, in the folders beside one of shards."""
+    return sorted(path.parent for path in folder.parent.glob("tokenizer-*/tokenizer.json"))
+
+
+def digest(folder: Path) -> str:
+    """What tells the documents of a folder from any other's, wherever its corpus lay: a sum over its tokens' sums."""
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    sums = {name: about["sha256"] for name, about in files.items() if name.endswith((".tokens", ".lengths"))}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 class SplitWriter:

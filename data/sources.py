@@ -37,6 +37,10 @@ class SourceError(Exception):
     """A source as a whole cannot be read: it is named, with what would be right."""
 
 
+class BadContentError(SourceError):
+    """It was read, and what is in it is of no use: reading it again would end the same way."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BadRow:
     """A row that is no document: `reason` is one word to count by, `where` is "file:line", the rest is for people."""
@@ -364,7 +368,7 @@ def _text_documents(path: Path, start: int, stop: int | None) -> Iterator[str | 
 def _ends_in_separator(file: IO[bytes], offset: int) -> bool:
     """Whether the line before `offset` is a separator; the file stays where it is."""
     file.seek(max(0, offset - len(SEPARATOR) - 3))
-    before = file.read(offset - file.tell()).rstrip(b"\r\n")
+    before = file.read(offset - file.tell()).removesuffix(b"\n").rstrip(b"\r")  # a blank line is no end of it
     file.seek(offset)
     return before.split(b"\n")[-1] == SEPARATOR.encode()
 
@@ -390,6 +394,7 @@ def open_hub(rest: str, field: str, split: Split) -> Any:
     Raises:
         SourceError: there is no such data set, side or field.
         ConnectionError: the Hub cannot be reached.
+        OSError: it is busy (`is_busy`).
     """
     import datasets
 
@@ -401,13 +406,19 @@ def open_hub(rest: str, field: str, split: Split) -> Any:
         if name is None:
             raise SourceError(f"hub:{rest} has no split {' or '.join(HUB_SPLITS[split])}; it has {', '.join(found)}")
         first = next(iter(found[name]), None)
-    except ConnectionError:
-        raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ConnectionError) or is_busy(error):
+            raise
         raise SourceError(f"hub:{rest} cannot be read: {error}") from error
     if first is not None and field not in first:
         raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(first)}")
     return found[name]
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether this is a server's answer that another try may not get: too many requests, or a fault of its own."""
+    status = getattr(getattr(error, "response", None), "status_code", 0) or 0
+    return status == 429 or status >= 500
 
 
 def _hub_name(rest: str) -> tuple[str, str | None]:
@@ -422,7 +433,7 @@ def _field_of(row: Any, field: str, file: str, line: int) -> str | BadRow:
         return BadRow("not_text", file, line, detail)
     value = row.get(field)
     if value is None:
-        return BadRow("missing_field", file, line, f"no field {field!r}; it has {', '.join(map(str, row)) or 'none'}")
+        return BadRow("missing_field", file, line, f"no field {field!r}; it has {', '.join(map(ascii, row)) or 'none'}")
     if isinstance(value, bytes):
         try:
             return value.decode()

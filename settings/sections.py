@@ -187,7 +187,11 @@ def _depth(raw: Any, location: tuple[str | int, ...]) -> int:
 def _cross_problems(value: Any, prefix: str) -> list[Problem]:
     found: list[Problem] = []
     if isinstance(value, Section):
-        found += [problem.under(prefix) for problem in value.problems()]
+        try:
+            found += [problem.under(prefix) for problem in value.problems()]
+        except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed to us, ~ of no user
+            path = getattr(error, "filename", None)
+            found.append(Problem(prefix, path, f"name files and folders that can be looked at ({error})"))
         children = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
     elif isinstance(value, dict):
         children = value

@@ -50,12 +50,12 @@ def write(path: str | Path) -> Iterator[Path]:
 
 
 def clear_leftovers(path: str | Path) -> None:
-    """Remove what interrupted writes of the folder `path` left behind."""
+    """Remove what interrupted writes of the folder or file `path` left behind."""
     path = Path(path)
-    leftover = re.compile(re.escape(f"{_TEMPORARY}{path.name}-") + "[0-9a-f]{8}")  # no other folder's: a-b is not a
+    leftover = re.compile(re.escape(f"{_TEMPORARY}{path.name}-") + "[0-9a-f]{8}")  # no other's: a-b is not a
     for entry in path.parent.iterdir() if path.parent.is_dir() else ():
         if leftover.fullmatch(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove(entry)
 
 
 def clear_all_leftovers(root: str | Path) -> None:
@@ -63,8 +63,15 @@ def clear_all_leftovers(root: str | Path) -> None:
     there."""
     root = Path(root)
     for entry in root.iterdir() if root.is_dir() else ():
-        if entry.name.startswith(_TEMPORARY) and entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+        if entry.name.startswith(_TEMPORARY):
+            _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def remove(path: str | Path) -> None:
@@ -85,6 +92,7 @@ def write_file(path: str | Path, data: str | bytes) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """The name of a file to write; when the block ends without an exception it becomes `path`."""
     path = Path(path)
+    clear_leftovers(path)
     temporary = path.parent / f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
     try:
         yield temporary

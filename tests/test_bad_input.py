@@ -227,6 +227,10 @@ CASES = [
     override("a runs folder that is a file", "run.folder=corpus.txt/runs", "is a file"),
     override("a shards folder that is a file", "data.shards=corpus.txt", "is a file"),
     override("a missing corpus", f"{DATA}.from=jsonl:none.jsonl", "no such file"),
+    Case("config: the home of nobody", "train", nothing, WRONG, (rf"{DATA}: name files", "home directory"),
+         (f"{DATA}.from=jsonl:~nobody-at-all/x.jsonl",)),
+    Case("config: a name too long", "train", nothing, WRONG, (rf"{DATA}: name files", "too long"),
+         (f"{DATA}.from=jsonl:" + "x" * 300,)),
     override("a folder as corpus", f"{DATA}.from=jsonl:shards", "this is a folder"),
     override("a corpus of no kind", f"{DATA}.from=csv:corpus.jsonl", "KIND:REST"),
     override("a phase of another source", "phases.0.data.novels=1", r"there are: stories"),
@@ -252,6 +256,8 @@ CASES = [
     corpus("a line of latin-1", STORIES.encode() + '{"text": "größer"}\n'.encode("latin-1"), "1 bad_utf8",
            r"quarantine\.jsonl", code=FINISHED),
     corpus("half a surrogate", STORIES + '{"text": "\\ud800"}\n', "1 (bad_utf8|not_text)", code=FINISHED),
+    corpus("a name that is no text", STORIES + '{"\\ud800": 1}\n', "1 missing_field",
+           r"quarantine\.jsonl", code=FINISHED),
     corpus("a huge line", STORIES + row(text="x" * 2_000_000), "1 too_long", r"quarantine\.jsonl", code=FINISHED),
     Case("data: a link to nowhere", "prepare", both(gone("corpus.jsonl"),
          lambda: Path("corpus.jsonl").symlink_to("/nowhere")), WRONG, (r"corpus\.jsonl", "no such file")),
@@ -302,6 +308,8 @@ CASES = [
     Case("shards: published when a bit is flipped", "publish",
          both(flip(TOKENS), lambda: find("shards/stories-*").rename("s")), FAILED, (r"train-00000\.tokens", "whole"),
          ("s", "me/stories")),
+    Case("shards: a tokenizer published", "publish", lambda: find("shards/tokenizer-*").rename("t"), FAILED,
+         ("t holds no shards", r"data\.prepare"), ("t", "me/stories")),
     # checkpoints
     *(Case(f"checkpoint: {name}", "train", fault, FINISHED, FALLS_BACK)
       for name, fault in (
@@ -374,6 +382,8 @@ def test_bad_input(case, whole, tmp_path, monkeypatch, capfd):
     for words in case.says:
         assert re.search(words, told), f"{words!r} is not in:\n{told}"
     assert "Traceback" not in told
+    if code == WRONG:
+        assert Path("runs/x/config.yaml").read_bytes() == (whole / "runs/x/config.yaml").read_bytes()
     lost = before - contents(home)
     assert not lost, f"lost: {lost}"
     assert not [path for path in home.rglob("*") if ".tmp-" in path.name], "something half-written is left"

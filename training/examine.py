@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from evaluation.probes import ProbeResult
     from tokenizer import Tokenizer
 
-MOST_BIGRAM_TOKENS = 20_000_000  # of each source: counting more takes longer than it tells
+MOST_BIGRAM_TOKENS = 20_000_000  # of each source and split: counting more takes longer than it tells
 
 
 def validation(
@@ -80,16 +80,20 @@ def recall_fault(config: RunConfig, prepared: Prepared, context: int) -> str | N
 
 
 def bigram_floors(prepared: Prepared, phase: PhaseSection, model_config: ModelConfig) -> dict[str, float]:
-    """By source, the validation loss of a Kneser-Ney bigram model that counted all of the phase's training text."""
-    train = []
-    for name in phase.data:
-        left = MOST_BIGRAM_TOKENS
-        for stream in TokenShards(prepared.sources[name], "train").tokens:
-            train.append(np.asarray(stream[:left]))
-            left -= len(train[-1])
+    """By source, the validation loss of a Kneser-Ney bigram model that counted the phase's training text; of each
+    source and split the first MOST_BIGRAM_TOKENS."""
+    train = [part for name in phase.data for part in _first_tokens(prepared.sources[name], "train")]
     floors = {}
     for name in phase.data:
-        valid = TokenShards(prepared.sources[name], "valid").tokens
+        valid = _first_tokens(prepared.sources[name], "valid")
         if valid and len(valid[0]) > 1:
             floors[name] = kneser_ney_loss(train, np.concatenate(valid), model_config.vocab_size)
     return floors
+
+
+def _first_tokens(folder: Path, split: str) -> list[np.ndarray]:
+    left, found = MOST_BIGRAM_TOKENS, []
+    for stream in TokenShards(folder, split).tokens:
+        found.append(np.asarray(stream[:left]))
+        left -= len(found[-1])
+    return found

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import RunState, checkpoint
+from data import shards
 from data.prepare import Prepared
 from models.config import ModelConfig
 from settings import as_plain, differences
-from storage import folder
 from training.settings import PhaseSection, RunConfig
 
 SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
@@ -39,8 +39,8 @@ class Change:
 
 
 def digests(prepared: Prepared) -> dict[str, str]:
-    """What tells the shards of each source from any other: its manifest's sha256."""
-    return {name: folder.sha256(path / folder.MANIFEST) for name, path in prepared.sources.items()}
+    """By source, what tells its shards from any other's."""
+    return {name: shards.digest(path) for name, path in prepared.sources.items()}
 
 
 def take_up(

@@ -28,10 +28,10 @@ LEAST_DEVIATION = 0.01  # nats
 class Diverged(RuntimeError):
     """Training cannot go on: one batch after the other was skipped. The message says what to look at."""
 
-    def __init__(self, state: RunState, phase: str, limit: int):
+    def __init__(self, state: RunState, step: int, phase: str, limit: int):
         before = "no loss was a number" if state.loss_count == 0 else f"before that it was about {state.loss_mean:.3f}"
         super().__init__(
-            f"the last {limit} batches (up to step {state.step}, phase {phase}) had a loss or gradient that is no "
+            f"the last {limit} batches (up to step {step}, phase {phase}) had a loss or gradient that is no "
             f"number, and were skipped; {before}. The weights are as they were before these batches, and the last "
             "checkpoint stands. Usual causes: a learning rate too high for this model (lower optimizer.muon_lr and "
             "optimizer.adamw_lr, or warm up longer), no gradient clipping (optimizer.clip), or data that is broken "

@@ -13,6 +13,7 @@ from data.sources import SourceError
 from models import host
 from settings import ConfigError, Problem
 from tokenizer import TokenizerError
+from tokenizer.settings import TokenizerSection
 from training.examine import recall_fault
 from training.parallel import LaunchError, Strategy
 from training.requests import Requests
@@ -46,6 +47,8 @@ def start(config: RunConfig) -> Outcome:
         prepared = _prepare(config, strategy, requests, held)
         _check_against_tokenizer(config, prepared)
         trainer = Trainer(config, strategy, prepared, requests)
+        if strategy.is_main:
+            save_resolved_config(config)
         for path, problems in trainer.skipped.items():
             trainer.watch.say(f"skipped {path}: {'; '.join(problems)}")
         if trainer.skipped and not trainer.state.step:
@@ -57,17 +60,12 @@ def start(config: RunConfig) -> Outcome:
 
 def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: contextlib.ExitStack) -> Prepared:
     """Shards and tokenizer, made by the main process and found by the others."""
-    section = config.tokenizer
-    if section.path is None and config.run.init_from is not None:  # the tokenizer of the weights, resumed or not
-        weights = newest(config.run.path / "checkpoints")[0] or locate(config.run.init_from)
-        section = section.model_copy(update={"path": str(tokenizer_of(weights))})
     failure = None
     if strategy.is_main:
         try:
             with requests.interruptible():  # what is prepared so far stays
                 held.enter_context(_claim(config.run.path))
-                save_resolved_config(config)
-                prepared = prepare(config.data, section)
+                prepared = prepare(config.data, _tokenizer_section(config))
         except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
             failure = error
     failed, stopped = strategy.sum(failure is not None, requests.stop and strategy.is_main)  # where the others wait
@@ -76,9 +74,22 @@ def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: co
     if failed:
         raise failure or LaunchError("the main process could not prepare the data")
     if not strategy.is_main:
-        prepared = prepare(config.data, section, log=lambda _text: None)
+        try:
+            prepared = prepare(config.data, _tokenizer_section(config), log=lambda _text: None)
+        except (*CANNOT_START, OSError) as error:
+            print(f"process {strategy.rank}: {error}", file=sys.stderr)  # the main process has found nothing wrong
+            raise
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
+
+
+def _tokenizer_section(config: RunConfig) -> TokenizerSection:
+    """With `init_from`, the tokenizer of those weights, resumed or not. Only the holder of the claim may ask."""
+    section = config.tokenizer
+    if section.path is not None or config.run.init_from is None:
+        return section
+    weights = newest(config.run.path / "checkpoints")[0] or locate(config.run.init_from)
+    return section.model_copy(update={"path": str(tokenizer_of(weights))})
 
 
 def _claim(folder: Path) -> contextlib.AbstractContextManager:

@@ -164,9 +164,9 @@ class Trainer:
             loss = seen.loss
             if seen.event:
                 self.watch.event(seen.event, self.state, **seen.details())
-        if self.state.skipped_in_a_row >= self.config.optimizer.most_skipped:
-            self.watch.event("diverged", self.state)
-            raise Diverged(self.state, phase.name, self.config.optimizer.most_skipped)
+            if self.state.skipped_in_a_row >= self.config.optimizer.most_skipped:
+                self.watch.event("diverged", self.state, at=seen.step)
+                raise Diverged(self.state, seen.step, phase.name, self.config.optimizer.most_skipped)
         return loss
 
     def _look_up(self, phase: PhaseSection) -> None:
@@ -333,7 +333,7 @@ class Trainer:
             there, weights = checkpoints.read_model(source)
             resume.check_same_model(source, there, self.model_config)
             self.strategy.load_state(self.model, weights)
-        self.state.data = resume.digests(self.prepared)
+        self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared)
         return path
 
     def _build_optimizer(self) -> MuonAdamW:

@@ -10,6 +10,7 @@ where it was; the folder goes when the shards are written.
     hub-train/         what was downloaded from the Hub (download.py)
 """
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,14 @@ class Documents:
         return [f"{count:,} {reason}" + (f", the first at {first[reason]}" if reason in first else "")
                 for reason, count in self.selection.dropped().items()]  # fmt: skip
 
+    def forget(self) -> None:
+        """Remove what was done so far, but for what was downloaded."""
+        for entry in self.work.iterdir():
+            if not entry.name.startswith("hub-"):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not any(self.work.iterdir()):
+            self.work.rmdir()
+
     def close(self) -> None:
         """Let go of the files."""
         if self._selection is not None:
@@ -130,7 +139,7 @@ class Documents:
         path = self.work / "selection.sqlite"
         try:
             return Selection(path, self.name, pieces, self.source, self.data)
-        except sqlite3.DatabaseError as error:  # a machine that lost its power may leave one torn
+        except sqlite3.DatabaseError as error:  # a machine that lost its power may leave one torn; a full disk does not
             self._log(f"WARNING: {path} cannot be read ({error}): {self.name} is selected anew")
             for file in self.work.glob("selection.sqlite*"):
                 file.unlink()
@@ -144,13 +153,13 @@ class Documents:
         if not train:
             raise self._nothing(f"training documents in {self.source.from_}", in_validation=0 if has_own else valid)
 
-    def _nothing(self, what: str, in_validation: int = 0) -> sources.SourceError:
+    def _nothing(self, what: str, in_validation: int = 0) -> sources.BadContentError:
         why = [f"dropped {line}" for line in self.report()]
         if in_validation:
             why.append(f"all {in_validation} are held out for validation: give more, `valid_from`, or valid_fraction=0")
         reasons = "; ".join(why) or "it is empty"
         remedy = "name a file that has some, or the field that holds them, or mend its rows"
-        return sources.SourceError(f"data.sources.{self.name}: there are no {what} ({reasons}): {remedy}")
+        return sources.BadContentError(f"data.sources.{self.name}: there are no {what} ({reasons}): {remedy}")
 
 
 def valid_count(source: SourceSection) -> int | None:

@@ -74,8 +74,7 @@ def _may_pass(error: Exception) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}  # of datasets, httpx, aiohttp and requests, none imported
     if names & {"ConnectionError", "TimeoutError", "TransportError", "ClientError"}:
         return True
-    status = getattr(getattr(error, "response", None), "status_code", 0) or 0
-    return status == 429 or status >= 500
+    return sources.is_busy(error)
 
 
 def _cannot_be_read(rest: str, error: Exception) -> Exception:
@@ -103,7 +102,7 @@ def _parts(
         value = row.get(field)
         values.append(value)
         size += len(value) if isinstance(value, str | bytes) else 8
-        texts += isinstance(value, str)
+        texts += _text(value) is not None
         enough = count is not None and texts >= count
         if size >= PART_BYTES or enough:
             yield values, stream.state_dict(), enough

@@ -7,6 +7,8 @@ goes on with the next piece. Memory does not grow with the corpus.
 """
 
 import collections
+import contextlib
+import errno
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -30,10 +32,20 @@ class Selection:
     Args:
         path: of the database.
         pieces: of the source, validation documents of their own first.
+
+    Raises:
+        OSError: the disk is full, or does not let itself be written.
+        sqlite3.DatabaseError: what is at `path` is no database.
     """
 
     def __init__(self, path: Path, name: str, pieces: list[sources.Piece], source: SourceSection, data: DataSection):
         self.path, self.name, self.pieces, self.source, self.data = path, name, pieces, source, data
+        self._own = sum(piece.split == "valid" for piece in pieces)  # pieces of validation documents of their own
+        self._before: tuple[int, int] | None = None  # of the last malformed row: its piece, the lines before that
+        with _as_oserror(path):
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
         self._database = sqlite3.connect(path, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
@@ -45,8 +57,8 @@ class Selection:
         self._database.execute("CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, reason TEXT, "
                                "place TEXT, detail TEXT, count INTEGER)")  # fmt: skip
         self._index = None
-        if data.near_duplicates is not None:
-            self._index = near_duplicates.Index(self._database, data.near_duplicates)
+        if self.data.near_duplicates is not None:
+            self._index = near_duplicates.Index(self._database, self.data.near_duplicates)
 
     @property
     def done(self) -> int:
@@ -55,14 +67,20 @@ class Selection:
 
     def is_enough(self) -> bool:
         """Whether all documents that are asked for are read."""
-        return self._left("train") == 0 and self.done >= sum(piece.split == "valid" for piece in self.pieces)
+        return self._left("train") == 0 and self.done >= self._own
 
     def take(self, number: int, table: Path) -> None:
         """Answer for every row in the table of piece `number`.
 
         Raises:
-            sources.SourceError: too many rows are malformed.
+            sources.BadContentError: too many rows are malformed.
+            OSError: the disk is full, or does not let itself be written.
         """
+        with _as_oserror(self.path):
+            self._take(number, table)
+        self.check_malformed(EARLIEST)
+
+    def _take(self, number: int, table: Path) -> None:
         piece = self.pieces[number]
         left = self._left(piece.split)
         answers = bytearray()
@@ -96,16 +114,16 @@ class Selection:
             )
             self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a full disk has ended it already
+                self._database.execute("ROLLBACK")
             raise
-        self.check_malformed(EARLIEST)
 
     def check_malformed(self, least_rows: int = 1) -> None:
-        """Raises sources.SourceError if more than `data.most_malformed` of at least so many rows are malformed."""
+        """Raises sources.BadContentError if more than `data.most_malformed` of at least so many rows are malformed."""
         rows, malformed = self._database.execute("SELECT total(rows), total(malformed) FROM pieces").fetchone()
         if rows >= least_rows and malformed > self.data.most_malformed * rows:
             examples = self._database.execute("SELECT place, detail FROM quarantine ORDER BY id LIMIT 3").fetchall()
-            raise sources.SourceError(
+            raise sources.BadContentError(
                 f"data.sources.{self.name}: {malformed:,.0f} of {rows:,.0f} rows are malformed, more than "
                 f"data.most_malformed={self.data.most_malformed:g} allows: mend them, name another field, or allow "
                 "more. The first are " + "; ".join(f"{place}: {detail}" for place, detail in examples)
@@ -146,9 +164,8 @@ class Selection:
         """How many documents of that side are still asked for; None: all."""
         if split == "valid" or self.source.documents is None:
             return None
-        first = sum(piece.split == "valid" for piece in self.pieces)
         query = "SELECT total(documents) FROM pieces WHERE number >= ?"
-        return max(0, self.source.documents - int(self._database.execute(query, (first,)).fetchone()[0]))
+        return max(0, self.source.documents - int(self._database.execute(query, (self._own,)).fetchone()[0]))
 
     def _reason(self, row: dict[str, Any], split: sources.Split) -> str | None:
         """Why a document does not stay, because of others; else None, and it is remembered."""
@@ -167,17 +184,28 @@ class Selection:
     def _side(self, text: str, split: sources.Split) -> int:
         if split == "valid":
             return VALID
-        has_own = any(piece.split == "valid" for piece in self.pieces)
-        by_hash = not has_own and clean.split_of(text, self.data.valid_fraction) == "valid"
+        by_hash = not self._own and clean.split_of(text, self.data.valid_fraction) == "valid"
         return VALID if by_hash else TRAIN
 
     def _quarantine(self, number: int, row: dict[str, Any]) -> None:
         piece = self.pieces[number]
-        before = sum(sources.lines_of(other) for other in self.pieces[:number]
-                     if (other.place, other.split) == (piece.place, piece.split))  # fmt: skip
-        place = f"{piece.place}:{before + row['line']}"
+        if self._before is None or self._before[0] != number:
+            before = sum(sources.lines_of(other) for other in self.pieces[:number]
+                         if (other.place, other.split) == (piece.place, piece.split))  # fmt: skip
+            self._before = number, before
+        place = f"{piece.place}:{self._before[1] + row['line']}".encode(errors="backslashreplace").decode()
         self._database.execute("INSERT INTO quarantine (reason, place, detail, count) VALUES (?, ?, ?, ?)",
                                (row["fault"], place, row["detail"], row["count"]))  # fmt: skip
+
+
+@contextlib.contextmanager
+def _as_oserror(path: Path) -> Iterator[None]:
+    """What SQLite says of the disk, as whoever else writes would say it."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if "full" in str(error) else errno.EIO
+        raise OSError(number, str(error), str(path)) from error
 
 
 def kept(table: Path, answers: bytes) -> Iterator[tuple[str, str]]:

@@ -50,6 +50,7 @@ def test_text(tmp_path, piece_bytes, ending):
     draw = random.Random(4)
     documents = [ending.join("line " * draw.randrange(4) + str(n) for _ in range(draw.randrange(1, 6)))
                  for n in range(40)]  # fmt: skip
+    documents[9:12] = [f"{ending}after a blank line {n}" for n in range(3)]
     documents[7] = f"x<|endoftext|>{ending}<|endoftext|>x"  # not lines that are exactly the separator
     data = f"{ending}<|endoftext|>{ending}".join(documents).encode()
     (tmp_path / "a.txt").write_bytes(data)

@@ -1,5 +1,6 @@
 """Preparation in many pieces and processes, killed and resumed, is preparation in one; what it drops is counted."""
 
+import errno
 import json
 import os
 import random
@@ -220,3 +221,63 @@ def test_an_evaluation_set_without_questions_is_an_error(tmp_path, rows, why):
     found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(20))}, evaluation_sets=sets)
     with pytest.raises(SourceError, match=f"data.evaluation_sets.math: every row must hold a question .*{why}"):
         prepared(found)
+
+
+def test_what_is_downloaded_stays_whatever_is_wrong_with_it(tmp_path, monkeypatch):
+    """The network may come back, and the limit of malformed rows may be raised; only what was made of it goes."""
+
+    def downloaded(source, field, split, count, work, log):
+        (work / "hub-train").mkdir(exist_ok=True)
+        (work / "hub-train" / "part-00000.jsonl").write_text("{no\n" * 40)
+        if state == "offline":
+            raise SourceError("hub:a/b cannot be reached")
+        return f"jsonl:{work}/hub-train/*.jsonl"
+
+    monkeypatch.setattr(documents_, "downloaded", downloaded)
+    found = config(tmp_path, {"from": "hub:owner/name"})
+    for state, why in (("offline", "cannot be reached"), ("there", "40 of 40 rows are malformed|no training doc")):  # noqa: B007
+        with pytest.raises(SourceError, match=why):
+            prepared(found)
+        (work,) = (tmp_path / "shards").glob(".work-*")
+        assert [path.name for path in work.iterdir()] == ["hub-train"] or state == "offline"
+        assert (work / "hub-train" / "part-00000.jsonl").exists()
+
+
+@pytest.mark.parametrize("moment", ["opened", "written"])
+def test_a_full_disk_keeps_the_selection(tmp_path, monkeypatch, moment):
+    """SQLite's word for it is not taken for a torn file, and the next try goes on."""
+    import sqlite3
+
+    from data.preparation.select_documents import Selection
+
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(60))})
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.write_tokens, "write_tokens", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepared(found)
+    (database,) = (tmp_path / "shards").glob(".work-*/selection.sqlite")
+    if moment == "written":
+        database.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "_open" if moment == "opened" else "_side", full)
+        with pytest.raises(OSError, match="disk is full.*selection.sqlite") as error:
+            prepared(found)
+    assert error.value.errno == errno.ENOSPC and database.exists()
+    log: list[str] = []
+    prepared(found, log.append)
+    assert not [line for line in log if "WARNING" in line]
+
+
+def test_a_corpus_that_has_moved_gives_the_same_data(tmp_path):
+    """Its shards name another place, and are the same documents to a run that goes on."""
+    (tmp_path / "elsewhere").mkdir()
+    first = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(40))}, "one")
+    moved = config(tmp_path, {"from": write(tmp_path / "elsewhere" / "a.jsonl", documents(40))}, "two")
+    other = config(tmp_path, {"from": write(tmp_path / "b.jsonl", documents(41))}, "three")
+    paths = [prepared(found) for found in (first, moved, other)]
+    assert content(paths[0]) != content(paths[1])
+    sums = [shards.digest(path) for path in paths]
+    assert sums[0] == sums[1] != sums[2]

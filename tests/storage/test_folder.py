@@ -170,6 +170,14 @@ def test_a_kill_at_any_instant_leaves_nothing_or_a_whole_folder(tmp_path):
         assert [entry.name for entry in root.iterdir()] == ["x"], "the next write clears what was left behind"
 
 
+def test_leftovers_of_a_file_go_with_its_next_write(tmp_path):
+    for name in (".tmp-a.json-01234567", ".tmp-a.json-b-01234567", ".tmp-b.json-01234567"):
+        (tmp_path / name).write_text("half")
+    folder.write_file(tmp_path / "a.json", "{}")
+    left = {".tmp-a.json-b-01234567", ".tmp-b.json-01234567"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *left}
+
+
 def test_leftovers_of_other_folders_stay(tmp_path):
     others = [".tmp-x-y-0123abcd", ".tmp-xx-0123abcd", ".tmp-x-notes", "x-0123abcd", ".x-0123abcd"]
     for name in [".tmp-x-0123abcd", ".tmp-x-89abcdef", *others]:

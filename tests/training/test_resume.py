@@ -185,6 +185,9 @@ def test_a_change_that_matters_is_refused_until_it_is_allowed(tiny, changes, tol
     outcome, folder = train(tiny("run", named, *changes, f"run.allow=[{word}]", "run.stop_after_steps=13"))
     assert outcome is Outcome.STOPPED and [step for step, _ in losses(folder)] == list(range(1, 14))
     assert changes[0].partition("=")[0].split(".")[-1] in capfd.readouterr().err  # it is listed
+    assert train(tiny("run", named, *changes, "run.stop_after_steps=14"))[0] is Outcome.STOPPED  # and is now what it is
+    with pytest.raises(RunMismatch, match=f"run.allow=.{word}. goes on with it"):
+        train(tiny("run", named))
 
 
 def test_nothing_allows_other_weights(tiny):

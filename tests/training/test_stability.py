@@ -88,6 +88,14 @@ def test_too_many_in_a_row_end_the_run_with_a_diagnosis(tiny, monkeypatch):
         train(tiny("run", SHORT, "optimizer.most_skipped=3", "watch.log_every=1"))
 
 
+def test_the_verdict_does_not_depend_on_when_the_steps_are_read(tiny, monkeypatch):
+    """Three in a row and then good ones, all read together."""
+    spoil(monkeypatch, range(32, 80), math.nan)
+    with pytest.raises(Diverged, match=r"the last 3 batches \(up to step 5, phase short\)"):
+        train(tiny("run", SHORT, "optimizer.most_skipped=3", "watch.log_every=8", "evaluation.every_steps=null",
+                   "checkpoint.every_steps=null"))  # fmt: skip
+
+
 def test_the_entry_says_so_without_a_traceback(tiny):
     """A learning rate that overflows."""
     arguments = tiny("run", SHORT, "optimizer.muon_lr=1e37", "optimizer.adamw_lr=1e37", "optimizer.most_skipped=2")
