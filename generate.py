@@ -21,6 +21,8 @@ def main() -> int:
     arguments = _parse()
     for number in (signal.SIGPIPE, signal.SIGINT):  # whoever closes the pipe, or presses Ctrl-C, has seen enough
         signal.signal(number, signal.SIG_DFL)
+    for output in (sys.stdout, sys.stderr):  # a terminal that knows fewer characters than the model
+        output.reconfigure(errors="replace")
     host.prepare()
     import torch
 
@@ -30,8 +32,8 @@ def main() -> int:
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on what is not there
         print(f"--device {device} cannot be used: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     try:
@@ -56,8 +58,9 @@ def main() -> int:
     if single:
         print(arguments.prompts[0], end="", flush=True)
     outputs = generate(
-        model, prompts, arguments.max_new_tokens, stop_ids, arguments.sampling, on_token=stream and stream.token
-    )
+        model, prompts, arguments.max_new_tokens, stop_ids, arguments.sampling, stream and stream.token,
+        tokenizer.vocab_size,
+    )  # fmt: skip
     if single:
         stream.finish()
     else:
@@ -104,14 +107,15 @@ def _parse() -> argparse.Namespace:
     defaults = Sampling()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, a checkpoint, or a Hugging Face folder")
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0: always the likeliest token")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=defaults.temperature,
+                        help="0: always the likeliest token (default: %(default)s)")  # fmt: skip
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens only")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest that together have this probability")
     parser.add_argument("--min-p", type=float, help="draw from those at least this share as likely as the likeliest")
     parser.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="1: none")
     parser.add_argument("--stop", action="append", default=[], metavar="TOKEN", help="also stop at this token")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws (default: %(default)s)")
     parser.add_argument("--weights", choices=("fp32", "bf16", "int8"), default="fp32", help="smaller reads faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow to begin, then faster on a GPU")
     parser.add_argument("--device", help="default: cuda when there is one, else cpu")

@@ -6,6 +6,7 @@ and saved (the same command goes on), 128 + number when a second signal ended it
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -13,13 +14,20 @@ import sys
 
 from models import host
 from settings import ConfigError, load
+from training.requests import Requests
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+                errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # fmt: skip
 
 
 def main() -> int:
+    """Listen to signals from the first moment on; then run."""
+    with contextlib.closing(Requests()) as requests:
+        return run(_parse(), requests)
+
+
+def run(arguments: argparse.Namespace, requests: Requests) -> int:
     """Read the config, report all of its problems at once, then plan or train."""
-    arguments = _parse()
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     from training.settings import RunConfig
 
@@ -45,7 +53,7 @@ def main() -> int:
     from training.start import CANNOT_START, Diverged, start
 
     try:
-        return start(config).value
+        return start(config, requests).value
     except CANNOT_START as error:
         if is_main:
             print(f"cannot start: {error}", file=sys.stderr)
@@ -61,9 +69,22 @@ def main() -> int:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        print(f"stopped: {error}. Make room or make it writable; the same command then goes on from the last "
-              "checkpoint", file=sys.stderr)  # fmt: skip
+        print(f"stopped: {error}. Make room, make it writable, or put back what is gone; the same command then goes on "
+              "from the last checkpoint", file=sys.stderr)  # fmt: skip
         return 1
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"stopped: out of memory ({str(error).splitlines()[0] if str(error) else 'of this machine'}). Lower "
+              "phases.*.micro_batch, which changes no result, or set model.gradient_checkpointing=true; --dry-run says "
+              "what each phase needs", file=sys.stderr)  # fmt: skip
+        return 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for GPUs, and none for the CPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _parse() -> argparse.Namespace:
@@ -79,4 +100,5 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    host.outlive_readers()
     sys.exit(main())

@@ -8,6 +8,7 @@ Exit codes: 0 shown, 1 the folder cannot be read or has changed since it was wri
 import argparse
 import itertools
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -28,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--characters", type=int, default=1000, help="of each, at most (1000)")
     parser.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json, a folder with one, or hub:OWNER/NAME")
     args = parser.parse_args(arguments)
-    if args.documents < 0 or args.first < 0:
-        parser.error("--documents and --first count from 0")
+    if min(args.documents, args.first, args.characters) < 0:
+        parser.error("--documents, --first and --characters count from 0")
     if problems := folder.verify(args.folder):
         print("\n".join(problems), file=sys.stderr)
         return 1
@@ -84,4 +85,5 @@ def _tokenizer(path: Path, about: dict, named: str | None) -> Tokenizer:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever closes the pipe has seen enough
     sys.exit(main())

@@ -18,6 +18,7 @@ import hashlib
 import heapq
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from data.preparation import clean, write_tokens
 from data.preparation.documents import Documents, valid_count
 from data.preparation.workers import Workers
 from data.settings import DataSection, SourceSection
+from models import host
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.settings import TokenizerSection
@@ -354,4 +356,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    host.outlive_readers()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop it are one
     sys.exit(main())

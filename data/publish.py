@@ -63,17 +63,19 @@ def upload(path: Path, about: dict[str, Any], name: str, text: str, private: boo
     """Upload the folder, its tokenizer and its card; returns the data set's address."""
     import huggingface_hub
 
+    from tokenizer import Tokenizer
+
+    fitting = (candidate for candidate in shards.tokenizers_beside(path)
+               if Tokenizer.load(candidate).fingerprint == about["tokenizer_fingerprint"])  # fmt: skip
+    tokenizer = next(fitting, None)
     hub = huggingface_hub.HfApi()
     address = hub.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
     message = f"{about['name']}: {about['splits']['train']['tokens']:,} training tokens"
     with _public(path, about) as public:
         hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=public, commit_message=message)
-    for candidate in shards.tokenizers_beside(path):
-        from tokenizer import Tokenizer
-
-        if Tokenizer.load(candidate).fingerprint == about["tokenizer_fingerprint"]:
-            hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=candidate, path_in_repo=TOKENIZER,
-                              commit_message="the tokenizer of these tokens")  # fmt: skip
+    if tokenizer is not None:
+        hub.upload_folder(repo_id=name, repo_type="dataset", folder_path=tokenizer, path_in_repo=TOKENIZER,
+                          commit_message="the tokenizer of these tokens")  # fmt: skip
     hub.upload_file(repo_id=name, repo_type="dataset", path_or_fileobj=text.encode(), path_in_repo="README.md",
                     commit_message="card")  # fmt: skip
     return str(address)

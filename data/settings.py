@@ -7,7 +7,7 @@ import pydantic
 
 from data import sources
 from data.preparation.filters import FilterSection
-from settings import Problem, Section
+from settings import Problem, Section, in_the_way, kind_of
 
 _PART = re.compile(r"[1-9]\d{0,3}/[1-9]\d{0,3}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -94,10 +94,7 @@ class DataSection(Section):
                 remedy = "a source's name becomes a folder's: use up to 64 letters, digits, - and _"
                 where = "sources" if name in self.sources else "evaluation_sets"
                 found.append(Problem(f"{where}.{name}", name, remedy))
-        folder = Path(self.shards)
-        blocking = next((place for place in (folder, *folder.parents) if place.exists()), None)
-        if blocking is not None and not blocking.is_dir():
-            what = "this" if blocking == folder else str(blocking)
-            remedy = f"{what} is a file: name a folder, which is made when needed"
+        if (blocking := in_the_way(Path(self.shards))) is not None:
+            remedy = f"{blocking} is {kind_of(blocking)}: name a folder, which is made when needed"
             found.append(Problem("shards", self.shards, remedy))
         return found

@@ -62,7 +62,7 @@ def word_problems(
         part = tasks[first : first + batch]
         prompts = [[tokenizer.end_of_text, *tokenizer.encode(task.question + "\n")] for task in part]
         solutions = generate(model, prompts, max_new_tokens, [tokenizer.end_of_text], Sampling(temperature=0.0),
-                             between)  # fmt: skip
+                             between, tokenizer.vocab_size)  # fmt: skip
         correct += sum(
             is_correct(tokenizer.decode(solution), task.answer) for task, solution in zip(part, solutions, strict=True)
         )

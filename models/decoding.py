@@ -134,6 +134,7 @@ def generate(
     stop_ids: Sequence[int] = (),
     sampling: Sampling | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    entries: int | None = None,
 ) -> list[list[int]]:
     """Continue every prompt, all together, from a cache.
 
@@ -141,6 +142,7 @@ def generate(
         prompts: token ids, one non-empty list a sequence; lengths may differ (shorter ones are padded on the left).
         stop_ids: a sequence ends at the first of these, which is not returned.
         on_token: called with (row, token id) as each token is drawn.
+        entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
 
     Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at the context's end.
     Each row draws from its own generator, so its text does not depend on what else is in the batch.
@@ -159,7 +161,7 @@ def generate(
     rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     input_ids = torch.tensor(rows, dtype=torch.int64, device=device)
     with evaluating(model):
-        return _continued(model, prompts, input_ids, padding, max_new_tokens, stop_ids, sampling, on_token)
+        return _continued(model, prompts, input_ids, padding, max_new_tokens, stop_ids, sampling, on_token, entries)
 
 
 @contextlib.contextmanager
@@ -182,10 +184,11 @@ def _continued(
     stop_ids: Sequence[int],
     sampling: Sampling,
     on_token: Callable[[int, int], None] | None,
+    entries: int | None,
 ) -> list[list[int]]:
     device, longest = input_ids.device, input_ids.shape[1]
     state = model.new_state(len(prompts), padding)
-    logits = prefill(model, input_ids, state)
+    logits = prefill(model, input_ids, state)[:, :entries]
     seen = _seen(prompts, logits) if sampling.repetition_penalty != 1.0 else None
     generators = [torch.Generator(device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
     outputs: list[list[int]] = [[] for _ in prompts]
@@ -202,7 +205,7 @@ def _continued(
             break
         if seen is not None:
             seen.scatter_(1, next_ids[:, None], True)
-        logits = model.step(next_ids[:, None], state)[:, -1]
+        logits = model.step(next_ids[:, None], state)[:, -1, :entries]
     return outputs
 
 

@@ -5,6 +5,7 @@ says.
 """
 
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -47,6 +48,25 @@ def end_with_parent() -> None:
 
 def _signal_at_parents_end(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def outlive_readers() -> None:
+    """Let this process work on when whoever reads its output has gone away (`| head`, a `| tee` that got Ctrl-C)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this
+            continue
+        raw = _Outliving(stream.fileno(), "w", closefd=False)
+        lines = name == "stderr" or stream.isatty()
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "replace", line_buffering=lines))
+
+
+class _Outliving(io.FileIO):
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 def usable_cores() -> int:

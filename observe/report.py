@@ -7,6 +7,7 @@ data here: all of it is escaped, and the page forbids itself scripts and network
 
 import argparse
 import html
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -308,4 +309,5 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever closes the pipe has seen enough
     sys.exit(main())

@@ -6,7 +6,9 @@ Every room declares its own section beside the code that it configures (`data/se
 allocated.
 """
 
+from settings.paths import in_the_way, kind_of
 from settings.reading import load, read
 from settings.sections import ConfigError, Problem, Section, as_plain, differences, validate
 
-__all__ = ["ConfigError", "Problem", "Section", "as_plain", "differences", "load", "read", "validate"]
+__all__ = ["ConfigError", "Problem", "Section", "as_plain", "differences", "in_the_way", "kind_of", "load", "read",
+           "validate"]  # fmt: skip

@@ -5,7 +5,7 @@ is given twice is a mistake instead of a silent choice of the last.
 """
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,19 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         except TypeError as error:
             problems.append(Problem(key, text, f"override a key that exists ({error})"))
     problems += [Problem(key, "(hidden)", secrets.REMEDY) for key in secrets.find(raw)]
+    remedy = "leave out NUL and halves of surrogate pairs: no file and no model takes them"
+    problems += [Problem(key, text, remedy) for key, text in _no_text(raw)]
     return raw, problems
+
+
+def _no_text(raw: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys, and values, of strings that neither a path nor a prompt can hold."""
+    if isinstance(raw, str):
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in raw):
+            yield key, raw
+    elif isinstance(raw, dict | list):
+        for name, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+            yield from _no_text(value, f"{key}.{name}" if key else str(name))
 
 
 def _load(text: str) -> Any:
@@ -123,7 +135,7 @@ def _lay_over(place: Any, parts: list[str], value: Any, above: str = "") -> None
             _lay_over(place, [str(entry), *rest], value, above)
         return
     if isinstance(place, list):
-        if not part.lstrip("-").isdigit():
+        if not re.fullmatch("-?[0-9]+", part):
             raise TypeError(f"{above} is a list: name its entries 0 to {len(place) - 1}, or * for all of them")
         part = int(part)
         if not -len(place) <= part < len(place):

@@ -189,7 +189,7 @@ def _cross_problems(value: Any, prefix: str) -> list[Problem]:
     if isinstance(value, Section):
         try:
             found += [problem.under(prefix) for problem in value.problems()]
-        except (OSError, RuntimeError) as error:  # a name too long, a folder that is closed to us, ~ of no user
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a closed folder, ~ of nobody
             path = getattr(error, "filename", None)
             found.append(Problem(prefix, path, f"name files and folders that can be looked at ({error})"))
         children = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}

@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ def whole(tmp_path_factory) -> Path:
 def call(entry: str, *arguments: str) -> int:
     """The exit code of an entry, called with arguments as from a shell."""
     main, always = ENTRIES[entry]
-    before = sys.argv
+    before, handlers = sys.argv, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGPIPE)}
     sys.argv = [f"{entry}.py", *always, *arguments]
     try:
         return main()
@@ -94,6 +95,8 @@ def call(entry: str, *arguments: str) -> int:
         return int(ending.code or 0)
     finally:
         sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # What can happen to a file, and where the files are
@@ -148,6 +151,12 @@ def vouched(spoil: Callable[[], None], place: str) -> Callable[[], None]:
         path.with_name("again").rename(path)
 
     return both
+
+
+def another_tokenizer(path: str) -> None:
+    from tokenizer import Tokenizer
+
+    Tokenizer.train(["quite other words", "than those of the corpus"] * 20, 1024).save(path)
 
 
 def both(*faults: Callable[[], None]) -> Callable[[], None]:
@@ -238,6 +247,25 @@ CASES = [
         spoil=lambda: shutil.rmtree("runs/x/checkpoints")),
     Case("config: a secret", "train", nothing, WRONG, (r"run\.name: .*\(hidden\)", "HF_TOKEN"),
          ("run.name=hf_" + "a" * 30,)),
+    Case("config: NUL and half a character", "train", nothing, WRONG,
+         (r"watch\.sample_prompts\.0: leave out NUL", r"tokenizer\.path: leave out NUL"),
+         ('watch.sample_prompts=["\\ud800"]', 'tokenizer.path="a\\0b"')),
+    Case("config: an entry that is no number", "train", nothing, WRONG, ("phases is a list",), ("phases.²=1",)),
+    Case("config: a link to nowhere as runs", "train", lambda: Path("link").symlink_to("unmounted"), WRONG,
+         (r"run\.folder: link is a link to unmounted, which is not there",), ("run.folder=link",)),
+    Case("config: a link to nowhere as shards", "train", lambda: Path("link").symlink_to("unmounted"), WRONG,
+         (r"data\.shards: link is a link to unmounted",), ("data.shards=link/shards",)),
+    Case("config: a file for checkpoints", "train",
+         lambda: (shutil.move("runs/x/checkpoints", "kept"), put("runs/x/checkpoints", "mine")()), WRONG,
+         (r"run\.name: runs/x/checkpoints is a file, where a run keeps a folder",)),
+    Case("config: a folder for metrics", "train", lambda: (gone("runs/x/metrics.jsonl")(),
+         Path("runs/x/metrics.jsonl").mkdir()), WRONG, (r"metrics\.jsonl is a folder, where a run keeps a file",)),
+    Case("config: weights of another tokenizer", "train", lambda: another_tokenizer("other"), WRONG,
+         ("trained with another tokenizer", r"run\.allow=\[tokenizer\]"),
+         ("run.name=new", "run.init_from=runs/x", "tokenizer.path=other", "model.vocab_size=1024")),
+    Case("config: more than the machine holds", "train", nothing, FAILED,
+         ("out of memory", "micro_batch", "--dry-run"),
+         ("run.name=huge", "model.d_model=100000", "model.d_ff=4000000")),
     Case("config: no value", "train", nothing, WRONG, ("write an override as section.key=value",), ("optimizer.clip",)),
     Case("config: beyond a list", "train", nothing, WRONG, (r"phases\.7", "entries 0 to 0"), ("phases.7.tokens=1",)),
     Case("config: three at once", "train", nothing, WRONG, ("3 problems", "muon_lr", "n_layers", "no such key"),
@@ -287,6 +315,9 @@ CASES = [
          (r"corpus\.txt is not UTF-8",), ("--from", "text:corpus.txt")),
     Case("tokenizer: no documents", "tokenizer", put("corpus.jsonl", "nonsense\n"), WRONG, ("no documents", "not JSON"),
          ("--from", "jsonl:corpus.jsonl")),
+    Case("tokenizer: a line that nests too deep", "tokenizer", 
+         put("deep.jsonl", row(text="Once upon a time") * 20 + "[" * 100_000 + "\n"), FINISHED, ("1 rows: not JSON",),
+         ("--from", "jsonl:deep.jsonl", "--vocab-size", "1024")),
     Case("tokenizer: no file", "tokenizer", nothing, WRONG, (r"none\.txt: no such file",), ("--from", "text:none.txt")),
     Case("tokenizer: too few entries", "tokenizer", nothing, WRONG, ("vocab_size is 300: choose 1,024 to 50,257",),
          ("--from", "text:corpus.txt", "--vocab-size", "300")),

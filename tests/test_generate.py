@@ -27,7 +27,8 @@ def run_folder(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
-    [(["--device", "banana", "a"], "--device banana"), (["--seed", str(2**70), "a"], "--seed"),
+    [(["--device", "banana", "a"], "--device banana"),
+     (["--device", "meta", "a"], "--device meta"), (["--seed", str(2**70), "a"], "--seed"),
      ([b"\xff"], "not UTF-8"), (["--temperature", "1e-40", "a"], "--temperature"),
      (["--temperature", "nan", "a"], "--temperature"), (["--stop", "two words", "a"], "--stop"),
      (["word " * 100], "context of 64")],
@@ -53,3 +54,17 @@ def test_smaller_weights_write_as_well(run_folder, weights):
     command = [sys.executable, "generate.py", "--checkpoint", run_folder, "--weights", weights, "--max-new-tokens", "5"]
     done = subprocess.run([*command, "the quick"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.startswith("the quick"), done.stderr
+
+
+def test_ids_that_only_pad_the_vocabulary_are_never_drawn(tmp_path):
+    """Of a model that knows nothing, whose vocabulary was made a multiple of 64."""
+    tokenizer = Tokenizer.train(["the quick brown fox"], 1024)
+    shape = ModelConfig(vocab_size=8192, context=256, n_layers=1, d_model=16, n_heads=2, d_ff=16)
+    weights = {name: tensor.contiguous() for name, tensor in build_model(shape).state_dict().items()}
+    checkpoint.save(
+        tmp_path / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
+        run_config={}, tokenizer=tokenizer
+    )  # fmt: skip
+    command = [sys.executable, "generate.py", "--checkpoint", tmp_path, "--max-new-tokens", "100", "the", "quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@
 
 Every tenth document is held out, to report bytes per token on text that the tokenizer did not see. JSON-lines rows
 give one document each; a text file is cut at line ends into pieces of at least 4,096 characters. Exit codes: 0 when
-the folder is written, 2 for bad arguments or input.
+the folder is written, 2 for bad arguments or input, 75 interrupted.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Corpus:
                     text.encode()  # JSON can spell lone surrogates, which no UTF-8 text holds
                 except UnicodeError:
                     self.dropped["not UTF-8"] += 1
-                except ValueError:
+                except (ValueError, RecursionError):
                     self.dropped["not JSON"] += 1
                 except (KeyError, TypeError, AttributeError):
                     self.dropped[f"no text in field {self.field!r}"] += 1
@@ -134,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _train(corpus, args.vocab_size, args.out)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 75
     return 0
 
 

@@ -28,17 +28,29 @@ class Stopped(Exception):
 class Requests:
     """The requests made of this process so far; makes itself the handler of the signals above."""
 
-    def __init__(self, max_minutes: float | None = None):
+    def __init__(self) -> None:
         self.stop = False
         self.save = False
         self.reason = ""  # why it is to stop
-        self._max_minutes, self._since = max_minutes, 0.0
+        self._max_minutes: float | None = None
+        self._since = 0.0
         self._interruptible = False
+        self._parent = os.getppid()
         handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGALRM: self._stop,
                     signal.SIGUSR1: self._save}  # fmt: skip
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+    @contextlib.contextmanager
+    def limited(self, max_minutes: float | None) -> Iterator[None]:
+        """Inside, a request to stop comes after so many minutes; None: it does not."""
+        self._max_minutes = max_minutes
         if max_minutes is not None:
             signal.setitimer(signal.ITIMER_REAL, 60 * max_minutes)
+        try:
+            yield
+        finally:
+            if max_minutes is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -53,8 +65,6 @@ class Requests:
 
     def close(self) -> None:
         """Give the signals back to whom they belonged."""
-        if self._max_minutes is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -64,6 +74,12 @@ class Requests:
 
     def _stop(self, number: int, _frame: Any) -> None:
         now = time.monotonic()
+        if number == signal.SIGTERM and os.getppid() != self._parent:
+            # The launcher has ended, maybe seconds after the Ctrl-C that ended it and that this process has seen too
+            # (models.host.end_with_launcher): one request, not two.
+            self._parent = os.getppid()
+            if self.stop:
+                return
         if self.stop:
             if number != signal.SIGALRM and now - self._since > SAME_REQUEST:
                 print("asked a second time: ending at once, the last checkpoint stands", file=sys.stderr, flush=True)

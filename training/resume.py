@@ -7,14 +7,18 @@ the last one.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import checkpoints
 from checkpoints import RunState, checkpoint
 from data import shards
 from data.prepare import Prepared
 from models.config import ModelConfig
 from settings import as_plain, differences
 from training.settings import PhaseSection, RunConfig
+
+if TYPE_CHECKING:
+    from tokenizer import Tokenizer
 
 SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
 SCHEDULE = ("tokens", "learning_rate")  # settings of a phase that decide the learning rate at sample k
@@ -82,6 +86,20 @@ def check_same_model(path: Path, there: ModelConfig, here: ModelConfig) -> None:
             f"{path} holds another model than the config describes; set back:\n  "
             + "\n  ".join(f"{key}: {one!r} there, {other!r} in the config" for key, one, other in changes)
         )
+
+
+def check_same_tokenizer(path: Path, tokenizer: "Tokenizer", config: RunConfig) -> None:
+    """Raises RunMismatch if the model in the folder at `path` was trained with another tokenizer, unless the config
+    allows it: its weights know what each id means."""
+    from tokenizer import Tokenizer
+
+    there = checkpoints.tokenizer_of(path)
+    if "tokenizer" in config.run.allow or not (there / "tokenizer.json").exists():
+        return
+    one, other = Tokenizer.load(there).fingerprint, tokenizer.fingerprint
+    if one != other:
+        change = Change("tokenizer fingerprint", one, other, "tokenizer")
+        raise RunMismatch(f"{path} was trained with another tokenizer; leave tokenizer.path out, or allow:\n  {change}")
 
 
 def _what_matters(

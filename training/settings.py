@@ -5,6 +5,8 @@ the fields of `models.ModelConfig`. This file is read by `--help` and config err
 """
 
 import dataclasses
+import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,7 +18,7 @@ from checkpoints.checkpoint import Retention
 from data.order import PERIOD
 from data.settings import DataSection
 from models.config import ModelConfig
-from settings import Problem, Section
+from settings import Problem, Section, in_the_way, kind_of
 from tokenizer.settings import TokenizerSection
 from training.schedule import ScheduleSection
 
@@ -66,10 +68,16 @@ class RunSection(Section):
         if not _RUN_NAME.fullmatch(self.name):
             remedy = "it names a folder: use up to 100 letters, digits, . _ and -, a letter or digit first"
             return [Problem("name", self.name, remedy)]
-        blocking = next((place for place in (self.path, *self.path.parents) if place.exists()), None)
-        if blocking is not None and not blocking.is_dir():
-            remedy = f"{blocking} is a file: name a folder, which is made when needed, or move the file"
+        if (blocking := in_the_way(self.path)) is not None:
+            remedy = f"{blocking} is {kind_of(blocking)}: name a folder, which is made when needed, or move it away"
             found.append(Problem("folder", self.folder, remedy))
+        else:
+            for name, is_folder in (("checkpoints", True), ("metrics.jsonl", False), ("config.yaml", False)):
+                entry = self.path / name
+                if os.path.lexists(entry) and (entry.is_dir() if is_folder else entry.is_file()) is False:
+                    wanted = "a folder" if is_folder else "a file"
+                    remedy = f"{entry} is {kind_of(entry)}, where a run keeps {wanted}: move it away"
+                    found.append(Problem("name", self.name, remedy))
         begun = (self.path / "checkpoints").is_dir()  # then `init_from` has done its work, and may be gone
         if self.init_from is not None and not begun and not Path(self.init_from).is_dir():
             found.append(Problem("init_from", self.init_from, "name the folder of an existing run or checkpoint"))
@@ -150,7 +158,8 @@ class PhaseSection(Section):
                 remedy = "give a share above 0, up to 1e9, or leave the source out"
                 found.append(Problem(f"data.{name}", weight, remedy))
             elif weight * PERIOD < total:  # less than one sample a period would be none at all
-                remedy = f"give at least {total / PERIOD:g}, a share of 1/{PERIOD}, or leave the source out"
+                least = math.ceil((total - weight) / (PERIOD - 1) * 1e6) / 1e6
+                remedy = f"give at least {least:.10g}, a share of 1/{PERIOD}, or leave the source out"
                 found.append(Problem(f"data.{name}", weight, remedy))
         return found
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -24,11 +25,15 @@ from training.trainer import Outcome, Trainer, save_resolved_config
 
 __all__ = ["CANNOT_START", "Diverged", "start"]
 CLAIM_SECONDS = 90
+MOST_PASSES = 40  # over one source; beyond some 16, more of them teach nothing (Muennighoff et al. 2023)
 CANNOT_START = (ConfigError, LaunchError, RunMismatch, CheckpointError, SourceError, TokenizerError)
 
 
-def start(config: RunConfig) -> Outcome:
+def start(config: RunConfig, requests: Requests | None = None) -> Outcome:
     """Train the run that `config` describes, from where its folder says it is.
+
+    Args:
+        requests: who has listened to signals so far, and goes on doing so; else somebody does while this runs.
 
     Raises:
         LaunchError: the processes are not those that the config expects.
@@ -36,10 +41,10 @@ def start(config: RunConfig) -> Outcome:
         ConfigError: what only the prepared data could show.
         CheckpointError, SourceError, TokenizerError: `init_from`, a source or the tokenizer cannot be used.
     """
-    requests = Requests(config.run.max_minutes)
     host.end_with_launcher()
     with contextlib.ExitStack() as held:
-        held.callback(requests.close)
+        requests = requests or held.enter_context(contextlib.closing(Requests()))
+        held.enter_context(requests.limited(config.run.max_minutes))
         strategy = Strategy(config.parallel)
         held.callback(strategy.close)
         for notice in strategy.notices if strategy.is_main else ():
@@ -47,6 +52,8 @@ def start(config: RunConfig) -> Outcome:
         prepared = _prepare(config, strategy, requests, held)
         _check_against_tokenizer(config, prepared)
         trainer = Trainer(config, strategy, prepared, requests)
+        for warning in _too_many_passes(config, prepared):
+            trainer.watch.say(warning)
         if strategy.is_main:
             save_resolved_config(config)
         for path, problems in trainer.skipped.items():
@@ -81,6 +88,16 @@ def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: co
             raise
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
+
+
+def _too_many_passes(config: RunConfig, prepared: Prepared) -> Iterator[str]:
+    """One line for each source that is smaller than what the run reads of it, by so much that it learns it by heart."""
+    for name in prepared.sources:
+        there = prepared.describe(name)["splits"]["train"]["tokens"]
+        read = sum(phase.tokens * phase.data.get(name, 0) / sum(phase.data.values()) for phase in config.phases)
+        if read > MOST_PASSES * there:
+            yield (f"WARNING: {name} has {there:,} tokens, and the run reads {read:,.0f} of them, {read / there:,.0f} "
+                   "times over: it will know them by heart. Give it more text, or train on fewer tokens")  # fmt: skip
 
 
 def _tokenizer_section(config: RunConfig) -> TokenizerSection:

@@ -332,6 +332,7 @@ class Trainer:
             source = checkpoints.locate(self.config.run.init_from)
             there, weights = checkpoints.read_model(source)
             resume.check_same_model(source, there, self.model_config)
+            resume.check_same_tokenizer(source, self.prepared.tokenizer, self.config)
             self.strategy.load_state(self.model, weights)
         self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared)
         return path
@@ -371,7 +372,7 @@ class Trainer:
     def _total_steps(self) -> int:
         """Steps of the whole run: those taken, plus what is left of this phase and the ones to come."""
         left = [phase.steps for phase in self.config.phases[len(self.state.phases_done) :]]
-        done = self.state.cursor // self._phase.batch_rows if left else 0
+        done = min(self.state.cursor // self._phase.batch_rows, left[0]) if left else 0
         return self.state.step + sum(left) - done
 
     def _way_on(self) -> str:

@@ -149,9 +149,10 @@ class Watch:
                     "phase_end": phase_end,
                 }
             )
+            tokens = sum(loss.tokens for loss in losses.values())
             self.say(
                 f"{phase.name}: validation loss {whole.val_loss:.4f} nats/token, perplexity {whole.perplexity:.2f}, "
-                f"{whole.bits_per_byte:.4f} bits/byte at step {state.step}"
+                f"{whole.bits_per_byte:.4f} bits/byte at step {state.step}, on {tokens:,.0f} tokens"
             )
         return whole.val_loss
 
@@ -182,7 +183,8 @@ class Watch:
             for prompt in settings.sample_prompts:
                 ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
                 sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.config.run.seed)
-                new = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling, on_token)[0]
+                (new,) = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling, on_token,
+                                  tokenizer.vocab_size)  # fmt: skip
                 text = tokenizer.decode(new)
                 self._record({"kind": "sample", **self._place(state), "prompt": prompt, "text": text})
                 self.say(f"sample at step {state.step}: {prompt}{text}")
@@ -227,7 +229,10 @@ class Watch:
         from observe.report import summary
 
         self.report()
-        print(summary(self.config.run.path))
+        try:
+            print(summary(self.config.run.path))
+        except (OSError, ValueError) as error:  # somebody has removed the run's folder
+            self.say(f"there is no summary: {error}")
         print(f"{last_words}\n{self.config.run.path / 'report.html'}", flush=True)
         self.tracker.close()
         self.metrics.close()

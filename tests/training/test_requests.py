@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import training.requests
 from observe.metrics import MetricsLog
 from settings import read, validate
+from tests.conftest import ROOT
 from training.requests import Requests
 from training.settings import RunConfig
 from training.start import start
@@ -86,6 +88,23 @@ def test_so_soon_it_is_the_same_request():
     finally:
         requests.close()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_end_of_the_launcher_is_no_second_request(monkeypatch):
+    """It may come seconds after the Ctrl-C that ended it; what comes after that is one."""
+    monkeypatch.setattr(training.requests, "SAME_REQUEST", 0.0)
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    requests = Requests()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.stop and not ended
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [128 + signal.SIGTERM]
+    finally:
+        requests.close()
 
 
 def test_a_request_while_preparing_interrupts():
@@ -185,3 +204,24 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny, monkeypatch):
     monkeypatch.setattr(training.start, "CLAIM_SECONDS", 0.1)
     with filelock.FileLock(folder / ".lock"), pytest.raises(LaunchError, match="being trained by another process"):
         start(validate(RunConfig, read(arguments[1], arguments[2:])))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_during_the_imports_is_a_request_too(tiny, number):
+    """They take seconds, in which a box may be taken away."""
+    script = f"""
+import os, sys, multigpu_train
+load = multigpu_train.load
+multigpu_train.load = lambda *rest: (os.kill(os.getpid(), {int(number)}), load(*rest))[1]
+sys.exit(multigpu_train.main())
+"""
+    done = subprocess.run([sys.executable, "-c", script, *tiny("run", SHORT)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (0 if number == signal.SIGUSR1 else 75), done.stderr
+
+
+def test_a_reader_that_goes_away_stops_nothing(tiny):
+    command = [sys.executable, "multigpu_train.py", *tiny("run", SHORT)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait(120) == 0

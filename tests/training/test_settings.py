@@ -108,7 +108,7 @@ def problems(*overrides: str) -> dict[str, str]:
         ("phases.0.data={stories: 0}", "phases.0.data.stories", "above 0"),
         ("phases.0.data={stories: -1}", "phases.0.data.stories", "above 0"),
         ("phases.0.data={stories: 1, recall: .nan}", "phases.0.data.recall", "finite"),
-        ("phases.0.data={stories: 1, recall: 0.0009}", "phases.0.data.recall", "at least 0.0010009"),
+        ("phases.0.data={stories: 1, recall: 0.0009}", "phases.0.data.recall", "at least 0.001002"),
         ("phases.0.probes=[chess]", "phases.0.probes.0", "'recall'"),
         ("phases.0.learning_rate.shape=step", "phases.0.learning_rate.shape", "'wsd'"),
         ("phases.0.learning_rate.peak=-1", "phases.0.learning_rate.peak", "greater than 0"),

@@ -87,7 +87,7 @@ def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_
 def test_trouble_with_the_disk_and_ctrl_c_before_training_are_one_line(tiny, error, code):
     program = f"""
 import sys, training.start, multigpu_train
-def fail(_): raise {error}
+def fail(*_): raise {error}
 training.start.start = fail
 sys.exit(multigpu_train.main())
 """
