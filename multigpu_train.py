@@ -21,7 +21,8 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def main() -> int:
-    """Listen to signals from the first moment on; then run."""
+    """Listen to signals, and for the launcher's end, from the first moment on; then run."""
+    host.end_with_launcher()
     with contextlib.closing(Requests()) as requests:
         return run(_parse(), requests)
 

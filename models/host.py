@@ -25,19 +25,34 @@ def prepare() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the system send SIGTERM to this process when its launcher dies, however that happens.
+    """Let the system send SIGTERM to this process when its launcher dies, however that happens. Call it first of all.
 
-    A launcher that is killed would else leave processes behind that go on training. Linux only; a process that was
-    started without a launcher is left alone, for then its parent may be a shell that is meant to end before it.
+    A launcher that is killed would else leave processes behind that go on training, or wait for each other for an hour.
+    Linux only; a process that was started without a launcher is left alone, for then its parent may be a shell that is
+    meant to end before it.
+
+    Raises:
+        SystemExit: it has died already.
     """
     if sys.platform != "linux":
         return
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return
-    if any(word in os.path.basename(part) for part in words for word in (b"accelerate", b"torchrun", b"torch.distrib")):
+    parent = os.getppid()
+    if _is_launcher(parent):
         _signal_at_parents_end(signal.SIGTERM)
+        gone = os.getppid() != parent  # before the system knew that it is to tell
+    else:
+        gone = parent == 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if gone:
+        sys.exit("the launcher has ended, and so does this process")
+
+
+def _is_launcher(process: int) -> bool:
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    names = (b"accelerate", b"torchrun", b"torch.distrib")
+    return any(name in os.path.basename(word) for word in words for name in names)
 
 
 def end_with_parent() -> None:

@@ -11,7 +11,6 @@ import filelock
 from checkpoints import CheckpointError, locate, newest, tokenizer_of
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
-from models import host
 from settings import ConfigError, Problem
 from tokenizer import TokenizerError
 from tokenizer.settings import TokenizerSection
@@ -41,7 +40,6 @@ def start(config: RunConfig, requests: Requests | None = None) -> Outcome:
         ConfigError: what only the prepared data could show.
         CheckpointError, SourceError, TokenizerError: `init_from`, a source or the tokenizer cannot be used.
     """
-    host.end_with_launcher()
     with contextlib.ExitStack() as held:
         requests = requests or held.enter_context(contextlib.closing(Requests()))
         held.enter_context(requests.limited(config.run.max_minutes))

@@ -1,5 +1,6 @@
 """Signals: stop at the next step, in the middle of a validation or a sample, save and go on, end at once, deadlines."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import training.requests
+from models import host
 from observe.metrics import MetricsLog
 from settings import read, validate
 from tests.conftest import ROOT
@@ -225,3 +227,24 @@ def test_a_reader_that_goes_away_stops_nothing(tiny):
     process.stdout.readline()
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read() and process.wait(120) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+@pytest.mark.parametrize(
+    ("parents", "launcher", "environment", "ends"),
+    [((7, 7), True, {}, False), ((7, 1), True, {}, True), ((1,), False, {"TORCHELASTIC_RUN_ID": "none"}, True),
+     ((1,), False, {}, False), ((7,), False, {"TORCHELASTIC_RUN_ID": "none"}, False)],
+    ids=["it lives", "it dies meanwhile", "it is dead", "there was none", "a shell is between"],
+)  # fmt: skip
+def test_a_process_whose_launcher_has_died_ends_too(monkeypatch, parents, launcher, environment, ends):
+    """Killed in the first second, a launcher would leave processes that wait for each other for an hour."""
+    asked, seen = [], iter(parents)
+    monkeypatch.setattr(os, "getppid", lambda: next(seen))
+    monkeypatch.setattr(host, "_is_launcher", lambda _: launcher)
+    monkeypatch.setattr(host, "_signal_at_parents_end", asked.append)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) if ends else contextlib.nullcontext():
+        host.end_with_launcher()
+    assert asked == ([signal.SIGTERM] if launcher else [])
