@@ -92,7 +92,8 @@ def test_word_problems_are_solved_by_greedy_decoding_of_held_out_problems(tokeni
     wrong = None
     seen, asked = [], []
 
-    def generate(model, prompts, max_new_tokens, stop_ids, sampling, on_token):
+    def generate(model, prompts, max_new_tokens, stop_ids, sampling, on_token, entries):
+        assert entries == tokenizer.vocab_size
         assert stop_ids == [tokenizer.end_of_text] and sampling.temperature == 0
         seen.append(len(prompts))
         answers = []
