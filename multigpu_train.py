@@ -16,7 +16,7 @@ from models import host
 from settings import ConfigError, load
 from training.requests import Requests
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
                 errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace, requests: Requests) -> int:
             print("stopped before training: the same command goes on from there", file=sys.stderr)
         return 75
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        if error.errno not in FILE_TROUBLE:
             raise
         print(f"stopped: {error}. Make room, make it writable, or put back what is gone; the same command then goes on "
               "from the last checkpoint", file=sys.stderr)  # fmt: skip

@@ -10,7 +10,6 @@ does in training (models/host.py), and every pass pays for it anew: that is the 
 is larger for long passes on a virtual machine that hands back to its host what has been free for some seconds.
 """
 
-import ctypes
 import sys
 import time
 from typing import Any
@@ -20,7 +19,6 @@ from benchmarks import result
 SHAPES = ("helium-13m", "flow-1b")
 ALLOWED = 1.15
 WARM_UP = 256  # tokens
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def main() -> int:
@@ -86,9 +84,7 @@ def measure(recipe: str, length: int, windowed: bool, memory: str) -> dict[str, 
     if memory == "returned":
         host.return_memory()
     else:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        host.keep_memory()
     torch.manual_seed(0)
     config = result.recipe_model(recipe, context=length, **({} if windowed else {"window": None}))
     layer = Attention(config, 0)

@@ -108,7 +108,7 @@ def _from(source: str | None) -> str | None:
     if source is None:
         return None
     kind, rest = sources.parse(source)
-    is_public = kind == "embedded" or kind == "hub" and rest[0] not in "/.~" and not Path(rest).is_dir()
+    is_public = kind == "embedded" or (kind == "hub" and rest[0] not in "/.~" and not Path(rest).is_dir())
     return source if is_public else f"local {'data set' if kind == 'hub' else f'{kind} files'}"
 
 

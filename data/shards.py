@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy
 
-from storage.folder import MANIFEST
+from storage.folder import sums
 
 DESCRIPTION, QUARANTINE = "dataset.json", "quarantine.jsonl"
 SPLITS = ("train", "valid")
@@ -38,9 +38,8 @@ def tokenizers_beside(folder: Path) -> list[Path]:
 
 def digest(folder: Path) -> str:
     """What tells the documents of a folder from any other's, wherever its corpus lay: a sum over its tokens' sums."""
-    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    sums = {name: about["sha256"] for name, about in files.items() if name.endswith((".tokens", ".lengths"))}
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    of_tokens = {name: digest for name, digest in sums(folder).items() if name.endswith((".tokens", ".lengths"))}
+    return hashlib.sha256(json.dumps(of_tokens, sort_keys=True).encode()).hexdigest()
 
 
 class SplitWriter:

@@ -4,8 +4,8 @@ Every attention in the project goes through `attention` (training, prefill) or `
 layers never see a T x T mask. Two kernels do the work, and `choose_kernel` alone decides which:
 
     banded   anywhere: queries are cut into chunks of `window`, and each chunk meets only its own keys and the chunk
-             before it, as small dense problems for SDPA. Layers that see everything take SDPA as it is, with a T x T
-             mask where documents are packed.
+             before it, as small dense problems for SDPA, on a CPU a few at a time. Layers that see everything take SDPA
+             as it is, with a T x T mask where documents are packed.
     flex     CUDA: flex_attention (Dong et al. 2024), compiled, which visits only the blocks of 128 x 128 that window,
              document and causality leave, and never has a dense mask.
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-AT_ONCE = 1024  # queries of windowed layers on a CPU: their operands stay in its cache
+AT_ONCE = 1024  # queries of windowed layers on a CPU
 BLOCK = 128  # queries, and keys, of one block that flex attention visits or skips
 MOST_COMPILATIONS = 64  # shapes and windows of one run; beyond dynamo's limit of 8 it would fall back to dense scores
 Mask = Tensor | BlockMask | None  # what a layer may see; None: plain causality says it all
@@ -180,7 +180,7 @@ def _banded(query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor
 
 
 def _solve(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The small problems: [N, H, W, D] of queries so shaped, keys and values [N, K, W, D], mask [N, 1, W, 2W].
+    """The small problems' [N, H, W, D], of queries [N, H, W, D], keys and values [N, K, W, D], mask [N, 1, W, 2W].
 
     What stands before the first chunk of a row is the end of the row above, which the mask hides.
     """
@@ -198,8 +198,8 @@ def _solve_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Te
 
 class _SolveOnCPU(torch.autograd.Function):
     """A chunk's keys are put behind those of the chunk before it only while they are used, and gradients go straight to
-    where they belong. In one call of SDPA, every key and value and their gradients would be in memory twice, and the
-    chunks of a long row would cost more than those of a short one, whose operands stay in the cache.
+    where they belong. In one call of SDPA, every key and value and their gradients would be in memory twice, and a long
+    row would pay for as much fresh memory at once; here each few chunks use what the ones before have freed.
     """
 
     @staticmethod

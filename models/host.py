@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -101,9 +101,19 @@ def return_memory() -> None:
     _set_heap_limit(2 * 2**20)
 
 
+def keep_memory() -> None:
+    """Give no freed memory back: for measurements of code that should not pay for what the system does with it."""
+    _mallopt(_M_MMAP_MAX, 0)
+    _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _set_heap_limit(size: int) -> None:
     """Tell glibc which allocations are too large for its heap; left alone, it moves this limit as it goes."""
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and os.name == "posix":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # else it is not glibc, and there is nothing to mend
-            mallopt(_M_MMAP_THRESHOLD, size)
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        _mallopt(_M_MMAP_THRESHOLD, size)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:  # else it is not glibc, and there is nothing to mend
+        mallopt(parameter, value)

@@ -123,6 +123,11 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
+def sums(path: str | Path) -> dict[str, str]:
+    """By file, the sha256 that the manifest of a folder states; it is not verified here."""
+    return {name: about["sha256"] for name, about in json.loads((Path(path) / MANIFEST).read_text())["files"].items()}
+
+
 def newest_verified(root: str | Path, name: str = r"[^.].*") -> tuple[Path | None, dict[Path, list[str]]]:
     """The last folder of `root` by name that verifies, and the later ones that do not, with their problems.
 

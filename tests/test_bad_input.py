@@ -141,7 +141,7 @@ def linked(path: str) -> Callable[[], None]:
 def vouched(spoil: Callable[[], None], place: str) -> Callable[[], None]:
     """The fault was there before the manifest was written, so that sizes and sums hold: another program made it."""
 
-    def both() -> None:
+    def spoiled() -> None:
         spoil()
         path = find(place)
         (path / folder.MANIFEST).unlink()
@@ -150,7 +150,7 @@ def vouched(spoil: Callable[[], None], place: str) -> Callable[[], None]:
         shutil.rmtree(path)
         path.with_name("again").rename(path)
 
-    return both
+    return spoiled
 
 
 def another_tokenizer(path: str) -> None:
@@ -243,7 +243,7 @@ CASES = [
     override("a folder as corpus", f"{DATA}.from=jsonl:shards", "this is a folder"),
     override("a corpus of no kind", f"{DATA}.from=csv:corpus.jsonl", "KIND:REST"),
     override("a phase of another source", "phases.0.data.novels=1", r"there are: stories"),
-    override("weights that are not there", "run.init_from=runs/none", "existing run") ._replace(
+    override("weights that are not there", "run.init_from=runs/none", "existing run")._replace(
         spoil=lambda: shutil.rmtree("runs/x/checkpoints")),
     Case("config: a secret", "train", nothing, WRONG, (r"run\.name: .*\(hidden\)", "HF_TOKEN"),
          ("run.name=hf_" + "a" * 30,)),

@@ -9,8 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import checkpoints
-from checkpoints import RunState, checkpoint
+from checkpoints import RunState, checkpoint, tokenizer_of
 from data import shards
 from data.prepare import Prepared
 from models.config import ModelConfig
@@ -93,7 +92,7 @@ def check_same_tokenizer(path: Path, tokenizer: "Tokenizer", config: RunConfig) 
     allows it: its weights know what each id means."""
     from tokenizer import Tokenizer
 
-    there = checkpoints.tokenizer_of(path)
+    there = tokenizer_of(path)
     if "tokenizer" in config.run.allow or not (there / "tokenizer.json").exists():
         return
     one, other = Tokenizer.load(there).fingerprint, tokenizer.fingerprint

@@ -53,7 +53,8 @@ class RunSection(Section):
     folder: str = "runs"
     seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
     init_from: str | None = None  # a run or checkpoint whose weights a new run starts from; a resumed run ignores it
-    # what a resumed run may find changed: the tokenizer, the shards, the order of samples, the learning rates
+    # what a resumed run may find changed: the tokenizer (for weights of `init_from` too), the shards, the order of
+    # samples, the learning rates
     allow: list[Literal["tokenizer", "data", "order", "schedule"]] = []
     stop_after_steps: int | None = pydantic.Field(None, ge=1)  # save and stop there, to be resumed later
     max_minutes: float | None = pydantic.Field(None, gt=0, le=1e6)  # save and stop after so long, each time anew
@@ -74,7 +75,7 @@ class RunSection(Section):
         else:
             for name, is_folder in (("checkpoints", True), ("metrics.jsonl", False), ("config.yaml", False)):
                 entry = self.path / name
-                if os.path.lexists(entry) and (entry.is_dir() if is_folder else entry.is_file()) is False:
+                if os.path.lexists(entry) and not (entry.is_dir() if is_folder else entry.is_file()):
                     wanted = "a folder" if is_folder else "a file"
                     remedy = f"{entry} is {kind_of(entry)}, where a run keeps {wanted}: move it away"
                     found.append(Problem("name", self.name, remedy))
