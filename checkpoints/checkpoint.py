@@ -8,8 +8,9 @@
     tokenizer/             as `transformers` loads it
     manifest.json          sha256 of all of these, written last (storage.folder)
 
-A run that was stopped in a validation has a second checkpoint of that step, `step-00001200-later`. Everything else, the
-data order and the learning rate included, follows from the config and RunState.
+A run that was stopped in a validation has a second checkpoint of that step, `step-00001200-later`, and one that was
+stopped again in the phase's last one a third, `step-00001200-later-later`. Everything else, the data order and the
+learning rate included, follows from the config and RunState.
 """
 
 import contextlib
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MODEL_CONFIG, RUN_CONFIG, TOKENIZER = "model.json", "config.yaml", "tokenizer"
-_NAME = re.compile(r"step-\d{8,}(-later)?")
-_BROKEN = re.compile(r"\.(step-\d{8,}(?:-later)?)\.broken-\d+")  # storage.folder.set_aside
+_NAME = re.compile(r"step-\d{8,}(?:-later)*")
+_BROKEN = re.compile(r"\.(step-\d{8,}(?:-later)*)\.broken-\d+")  # storage.folder.set_aside
 BESIDE_TENSORS = 32 * 2**20  # bytes: tokenizer, config and headers, and a little for whoever else writes
 T = TypeVar("T")
 
@@ -126,9 +127,10 @@ def save(
     """Write the checkpoint of `state.step` under `root`; when it verifies, remove older ones as `retention` says.
 
     A folder that is already there, from an earlier try, stays if it verifies and is set aside if it does not; if it
-    holds the same step before its validation or its phase's end, the new one is called step-N-later. One of a later
-    step, which the run could not resume from, does not count and stays until the run comes to that step. Called by one
-    rank, of one run: what another try left half-written is cleared away.
+    holds another state of the same step, before its validation or its phase's end, the new one is called step-N-later
+    (and one after that step-N-later-later). One of a later step, which the run could not resume from, does not count
+    and stays until the run comes to that step. Called by one rank, of one run: what another try left half-written is
+    cleared away.
 
     Raises:
         OSError: the disk is full, was too full to begin with (ENOSPC), or does not give back what was written (EIO).
@@ -137,13 +139,12 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    name = f"step-{state.step:08d}"
-    path = root / name
-    if path.exists() and not folder.verify(path) and not _is_of(path, state):
-        path = root / f"{name}-later"
-    if path.exists():
-        if not folder.verify(path):
+    path = root / f"step-{state.step:08d}"
+    while path.exists() and not folder.verify(path):
+        if _is_of(path, state):
             return path
+        path = path.with_name(f"{path.name}-later")
+    if path.exists():
         folder.set_aside(path)
     folder.clear_all_leftovers(root)
     _check_room(root, path, [*model.values(), *optimizer.values()])

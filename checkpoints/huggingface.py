@@ -76,7 +76,10 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
         raise CheckpointError(f"{path / CONFIG}: {told}")
     weights = rename(_stored(path))
     if config.tied_head:
-        weights.pop("head.weight", None)
+        head = weights.pop("head.weight", None)
+        if head is not None and not head.equal(weights.get("embedding.weight", head)):
+            raise CheckpointError(f"{path}: tie_word_embeddings is true in its {CONFIG}, and its lm_head.weight is not "
+                                  "its embedding: set it to false, or remove that weight")  # fmt: skip
     _check_names_and_shapes(path, config, weights)
     return config, weights
 
@@ -87,11 +90,19 @@ class _Asked:
     def __init__(self, path: Path, given: Mapping[str, Any]):
         self.path, self.given = path, given
 
-    def take(self, key: str, default: Any = None) -> Any:
-        value = self.given.get(key)
+    def number(self, key: str, default: float | None = None, kind: type = int) -> Any:
+        """The number at `key`, or `default` where it is missing or null. Raises CheckpointError for anything else."""
+        value = self.optional(key, kind)
         if value is None and default is None:
             raise CheckpointError(f"{self.path}: {key} is missing")
         return default if value is None else value
+
+    def optional(self, key: str, kind: type = int) -> Any:
+        """The number at `key`, None where it is missing or null. Raises CheckpointError for anything else."""
+        value = self.given.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, kind))):
+            raise CheckpointError(f"{self.path}: {key} is {value!r}: use a {'whole ' if kind is int else ''}number")
+        return value
 
     def only(self, key: str, *supported: Any) -> None:
         """Refuse any value but these; the first is what a missing key means."""
@@ -102,29 +113,28 @@ class _Asked:
 
 
 def _llama_shape(asked: _Asked) -> ModelConfig:
-    kind = asked.take("model_type")
+    kind = asked.given["model_type"]
     asked.only("hidden_act", "silu")
     asked.only("attention_bias", False)
     asked.only("mlp_bias", False)
     asked.only("rope_scaling", None)
-    rope = asked.given.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{asked.path}: rope_parameters asks for {rope['rope_type']!r}, ours is only 'default'")
-    base = rope.get("rope_theta") or asked.take("rope_theta", 10_000.0)
-    window = asked.given.get("sliding_window") if kind == "mistral" else None
+    base = _rope_base(asked)
+    window = None
+    if kind == "mistral":  # null is no window, a missing key is what Mistral 7B has
+        window = asked.optional("sliding_window") if "sliding_window" in asked.given else 4096
     if kind == "qwen3":
         asked.only("use_sliding_window", False)
-    n_heads = asked.take("num_attention_heads")
+    n_heads = asked.number("num_attention_heads")
     return ModelConfig(
-        vocab_size=asked.take("vocab_size"),
-        context=asked.take("max_position_embeddings"),
-        n_layers=asked.take("num_hidden_layers"),
-        d_model=asked.take("hidden_size"),
+        vocab_size=asked.number("vocab_size"),
+        context=asked.number("max_position_embeddings"),
+        n_layers=asked.number("num_hidden_layers"),
+        d_model=asked.number("hidden_size"),
         n_heads=n_heads,
-        n_kv_heads=asked.take("num_key_value_heads", n_heads),
-        head_dim=asked.given.get("head_dim"),
-        d_ff=asked.take("intermediate_size"),
-        norm_eps=asked.take("rms_norm_eps", 1e-6),
+        n_kv_heads=asked.number("num_key_value_heads", n_heads),
+        head_dim=asked.optional("head_dim"),
+        d_ff=asked.number("intermediate_size"),
+        norm_eps=asked.number("rms_norm_eps", 1e-6, float),
         qk_norm=kind == "qwen3",
         tied_head=bool(asked.given.get("tie_word_embeddings", False)),
         window=window,
@@ -133,23 +143,35 @@ def _llama_shape(asked: _Asked) -> ModelConfig:
     )
 
 
+def _rope_base(asked: _Asked) -> float:
+    """Of plain rotary positions, wherever this version of `transformers` keeps it."""
+    rope = asked.given.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{asked.path}: rope_parameters is {rope!r}: use an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))  # the latter until transformers 4.43
+    if kind != "default":
+        raise CheckpointError(f"{asked.path}: rope_parameters asks for {kind!r}, ours is only 'default'")
+    nested = _Asked(asked.path, {"rope_theta": rope.get("rope_theta")})
+    return nested.number("rope_theta", asked.number("rope_theta", 10_000.0, float), float)
+
+
 def _gpt2_shape(asked: _Asked) -> ModelConfig:
     asked.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
     asked.only("scale_attn_weights", True)
     asked.only("scale_attn_by_inverse_layer_idx", False)
     asked.only("add_cross_attention", False)
-    d_model, n_heads = asked.take("n_embd"), asked.take("n_head")
+    d_model, n_heads = asked.number("n_embd"), asked.number("n_head")
     return ModelConfig(
-        vocab_size=asked.take("vocab_size"),
-        context=asked.take("n_positions"),
-        n_layers=asked.take("n_layer"),
+        vocab_size=asked.number("vocab_size"),
+        context=asked.number("n_positions"),
+        n_layers=asked.number("n_layer"),
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        d_ff=asked.given.get("n_inner") or 4 * d_model,
+        d_ff=asked.optional("n_inner") or 4 * d_model,
         feed_forward="gelu",
         norm="layer",
-        norm_eps=asked.take("layer_norm_epsilon", 1e-5),
+        norm_eps=asked.number("layer_norm_epsilon", 1e-5, float),
         positions="learned",
         bias=True,
         tied_head=bool(asked.given.get("tie_word_embeddings", True)),

@@ -26,6 +26,7 @@ KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
 PARQUET_BATCH = 1024  # rows decoded at a time
 PIECE_BYTES, PIECE_DOCUMENTS = 32_000_000, 2500  # of a file, and of a generator
+COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4"}
 LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
 # The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.
 HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev")}
@@ -114,9 +115,11 @@ def fault(source: str) -> str | None:
         return "write hub:OWNER/NAME, hub:OWNER/NAME/CONFIG, or hub: and an existing folder with a data set"
     if Path(rest).expanduser().is_dir():
         return f"this is a folder: name its files, for example {kind}:{rest.rstrip('/')}/*"
-    unreadable = [path for path in files(source) if not os.access(path, os.R_OK)]
-    if unreadable:
-        return f"make {unreadable[0]} readable"
+    for path in files(source):
+        if not os.access(path, os.R_OK):
+            return f"make {path} readable"
+        if path.suffix in COMPRESSED:
+            return f"unpack {path}: compressed files are not read (a parquet file may be compressed inside)"
     return None if files(source) else "no such file here: name an existing file, or a pattern that matches some"
 
 
@@ -312,6 +315,8 @@ def _parquet_documents(path: Path, field: str, start: int, stop: int | None) -> 
                 detail = f"its columns are {', '.join(file.schema_arrow.names)}"
                 yield BadRow("missing_field", name, 1, f"no column {field!r}; {detail}", count=rows)
             return
+        if file.schema_arrow.names.count(field) > 1:
+            raise SourceError(f"parquet:{path} has several columns {field!r}: rename all but one")
         kind = file.schema_arrow.field(field).type
         number = 0
         try:
@@ -433,7 +438,8 @@ def _field_of(row: Any, field: str, file: str, line: int) -> str | BadRow:
         return BadRow("not_text", file, line, detail)
     value = row.get(field)
     if value is None:
-        return BadRow("missing_field", file, line, f"no field {field!r}; it has {', '.join(map(ascii, row)) or 'none'}")
+        missing = f"no field {field!r}; it has {', '.join(map(ascii, row)) or 'none'}"
+        return BadRow("missing_field", file, line, f"field {field!r} is null" if field in row else missing)
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -67,18 +67,20 @@ class State:
         self.context = context
         self.left_padding = left_padding if left_padding is not None and bool(left_padding.any()) else None  # [B]
         self.length = 0  # tokens taken in, padding included
+        self.end = context + (0 if self.left_padding is None else int(self.left_padding.max()))  # of the last sequence
 
     def reserve(self, new: int) -> None:
-        """Refuse `new` tokens that would not fit the context."""
-        if self.length + new > self.context:
+        """Refuse `new` tokens that would fit no sequence's context. A sequence with less padding may be past its end:
+        what it gives then means nothing, and it overwrites only what it has itself no more use for."""
+        if self.length + new > self.end:
             raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
 
     def positions(self, new: int, device: torch.device) -> Tensor:
-        """[B or 1, new] rotary positions of the next `new` tokens; padding does not count."""
+        """[B or 1, new] positions of the next `new` tokens; padding does not count, nor what is past the context."""
         positions = torch.arange(self.length, self.length + new, device=device)[None]
         if self.left_padding is None:
             return positions
-        return (positions - self.left_padding[:, None]).clamp_min(0)
+        return (positions - self.left_padding[:, None]).clamp(0, self.context - 1)
 
     def advance(self, new: int) -> None:
         """Count `new` tokens as seen."""
@@ -103,7 +105,8 @@ def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
+        too_many = (before >= sampling.top_p) & (before > 0)  # the likeliest stays, however small top_p is
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, too_many)
         logits = logits.masked_fill(drop, float("-inf"))
     if sampling.min_p is not None:
         probabilities = logits.softmax(dim=-1)
@@ -144,7 +147,7 @@ def generate(
         on_token: called with (row, token id) as each token is drawn.
         entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
 
-    Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at the context's end.
+    Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at its context's end.
     Each row draws from its own generator, so its text does not depend on what else is in the batch.
 
     Raises:
@@ -186,22 +189,24 @@ def _continued(
     on_token: Callable[[int, int], None] | None,
     entries: int | None,
 ) -> list[list[int]]:
-    device, longest = input_ids.device, input_ids.shape[1]
+    device = input_ids.device
+    room = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
     state = model.new_state(len(prompts), padding)
     logits = prefill(model, input_ids, state)[:, :entries]
     seen = _seen(prompts, logits) if sampling.repetition_penalty != 1.0 else None
     generators = [torch.Generator(device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
     outputs: list[list[int]] = [[] for _ in prompts]
     running = [True] * len(prompts)
-    for left in reversed(range(min(max_new_tokens, model.config.context - longest))):
+    for done in range(1, max(room) + 1):
         next_ids = _draw(filter_logits(logits, sampling, seen), sampling, generators)
         for row, token in enumerate(next_ids.tolist()):
             running[row] = running[row] and token not in stop_ids
             if running[row]:
                 outputs[row].append(token)
+                running[row] = done < room[row]
                 if on_token:
                     on_token(row, token)
-        if left == 0 or not any(running):
+        if not any(running):
             break
         if seen is not None:
             seen.scatter_(1, next_ids[:, None], True)

@@ -23,6 +23,6 @@ class Sampling:
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "use a number above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "use a number from 0 to 1"),
             ("seed", -(2**63) <= self.seed < 2**63 - 2**20, "use a 64-bit integer"),
-            ("repetition_penalty", self.repetition_penalty > 0, "use a number above 0 (1 is no penalty)"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "use 0.001 to 1000 (1 is no penalty)"),
         ]
         return [(name, getattr(self, name), remedy) for name, right, remedy in rules if not right]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 Weights = Literal["fp32", "bf16", "int8"]
 HUGE_PAGE = 2**21  # bytes
+INT8_BLOCK = 32  # columns that torch's int8 kernel for CPUs reads at once, at most, whether they are there or not
 
 
 class Int8Linear(nn.Module):
@@ -28,7 +29,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # a kernel that reads int8 as it is; it is fast for bf16 activations alone
+        if x.device.type == "cpu" and x.shape[-1] % INT8_BLOCK == 0:
+            # a kernel that reads int8 as it is; it is fast for bf16 activations alone
             out = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.ones)
             out = out.view(*x.shape[:-1], -1)
         else:

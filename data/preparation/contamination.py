@@ -1,29 +1,46 @@
 """Decontamination: does a document hold a question that the model will be examined with?
 
-Questions and documents are compared as words in lower case with every number replaced by one sign, so that a question
-with other numbers is found like the question itself. A document holds a question when half of the question's n-grams
-of 8 words occur in it; a question of 4 to 7 words must occur whole, a shorter one must be the whole document.
+Questions and documents are compared as words in lower case with every number replaced by one sign, whether it is in
+digits (1,200, 1 200, 1/2) or spelled out in English (one hundred and five), so that a question with other numbers is
+found like the question itself. A document holds a question when half of the question's n-grams of 8 words occur in it;
+a question of 4 to 7 words must occur whole, a shorter one must be the whole document. In scripts that put no spaces
+between words (Chinese, Japanese, Thai, ...) every letter counts as a word.
 """
 
 import collections
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 NGRAM, SHORTEST = 8, 4  # words
 CONTAINED = 0.5  # share of a question's n-grams
-_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+")
-_NUMBER_WORD = re.compile(
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
-    "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million"
-)
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"\d+(?:[.,]\d+)*|[{_UNSPACED}]|[^\W\d{_UNSPACED}]+")
+_SCALES = {"hundred", "thousand", "million", "billion", "trillion"}
+_NUMBER_WORDS = _SCALES | {
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "dozen",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+}  # fmt: skip
 
 
 def masked_words(text: str) -> list[str]:
-    """The words of `text` in lower case, numbers as 0, whether in digits or spelled out."""
-    words = _WORD.findall(text.lower())
-    return ["0" if word[0].isdigit() or _NUMBER_WORD.fullmatch(word) else word for word in words]
+    """The words of `text` in lower case and NFKC, each number, of however many words, as 0."""
+    masked: list[str] = []
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if _is_number(word):
+            if masked[-1:] != ["0"]:
+                masked.append("0")
+        elif not (word == "and" and before in _SCALES and _is_number(after)):
+            masked.append(word)
+    return masked
+
+
+def _is_number(word: str) -> bool:
+    return word[:1].isdecimal() or word in _NUMBER_WORDS
 
 
 def _ngrams(words: list[str], length: int) -> set[str]:

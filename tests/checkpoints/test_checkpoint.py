@@ -361,14 +361,22 @@ def test_the_best_the_ends_of_phases_and_milestones_stay(save_state, tmp_path):
 
 
 def test_the_same_step_at_the_end_of_its_phase_is_kept_beside(save_state, tmp_path):
-    """Stopped in the last validation of a phase, a run has two states at one step, and loses neither."""
-    before, after = RunState(seed=7, step=8, cursor=128), RunState(seed=7, step=8, phases_done=["a"])
-    first = save_state(before, tmp_path)
-    assert save_state(RunState(seed=7, step=8, cursor=128, seconds=5.0), tmp_path) == first
-    second = save_state(after, tmp_path)
-    assert names(tmp_path) == ["step-00000008", "step-00000008-later"]
-    assert checkpoints.newest(tmp_path)[0] == second and checkpoint.read_state(second) == after
-    assert save_state(after, tmp_path) == second
+    """Stopped in its validations, a run has two or three states at one step, and loses none."""
+    states = [
+        RunState(seed=7, step=8, cursor=128),
+        RunState(seed=7, step=8, cursor=128, looked_up=8),
+        RunState(seed=7, step=8, looked_up=8, phases_done=["a"]),
+    ]
+    name = "step-00000008"
+    for number, state in enumerate(states):
+        path = save_state(state, tmp_path)
+        assert path.name == name and len(names(tmp_path)) == number + 1
+        assert checkpoints.newest(tmp_path)[0] == path and checkpoint.read_state(path) == state
+        assert save_state(dataclasses.replace(state, seconds=5.0), tmp_path) == path
+        name += "-later"
+    (path / "state.json").write_text("{}")
+    assert checkpoints.newest(tmp_path)[0].name == "step-00000008-later"
+    assert save_state(states[-1], tmp_path) == path and checkpoint.read_state(path) == states[-1]
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(save_state, tmp_path, monkeypatch):

@@ -112,6 +112,12 @@ def test_bf16_weights_in_several_files_are_read(folder):
         ("SmolLM2", {"num_hidden_layers": 29}, "not ours: blocks.29"),
         ("SmolLM2", {"intermediate_size": 95}, "of another shape: blocks.0.feed_forward"),
         ("SmolLM2", {"hidden_size": None}, "hidden_size is missing"),
+        ("SmolLM2", {"rope_parameters": {"type": "linear", "factor": 2.0}}, "asks for 'linear'"),
+        ("SmolLM2", {"rope_parameters": [1]}, "rope_parameters is [1]: use an object"),
+        ("SmolLM2", {"rope_parameters": {"rope_theta": "1e4"}}, "rope_theta is '1e4': use a number"),
+        ("SmolLM2", {"num_hidden_layers": "2"}, "num_hidden_layers is '2': use a whole number"),
+        ("SmolLM2", {"hidden_size": 48.0}, "hidden_size is 48.0: use a whole number"),
+        ("SmolLM2", {"rms_norm_eps": True}, "rms_norm_eps is True: use a number"),
         ("GPT-2", {"activation_function": "relu"}, "activation_function is 'relu'"),
         ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ],
@@ -123,6 +129,28 @@ def test_what_our_model_does_not_compute_is_refused(folder, name, change, told):
     with pytest.raises(CheckpointError) as error:
         load_model(path)
     assert told in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_head_that_is_stored_and_said_to_be_the_embedding_is_refused_if_it_is_not(folder):
+    """transformers 4 takes the embedding, transformers 5 what is stored: nobody can tell which is meant."""
+    theirs, path = folder("SmolLM2")
+    weights = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    save_file(weights, path / "model.safetensors")
+    assert load_model(path)[2].tied_head
+    save_file(weights | {"lm_head.weight": weights["lm_head.weight"] + 1}, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true .* lm_head\.weight is not its embedding"):
+        load_model(path)
+
+
+def test_a_mistral_that_names_no_window_has_the_stock_one(folder):
+    _, path = folder("Mistral")
+    config = json.loads((path / "config.json").read_text())
+    windows = {}
+    for given in ({"sliding_window": 16}, {"sliding_window": None}, {}):
+        config.pop("sliding_window", None)
+        (path / "config.json").write_text(json.dumps(config | given))
+        windows[str(given)] = (load_model(path)[2].window, transformers.AutoConfig.from_pretrained(path).sliding_window)
+    assert list(windows.values()) == [(16, 16), (None, None), (4096, 4096)]
 
 
 def test_a_pickle_is_never_read(folder):

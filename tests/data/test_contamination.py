@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import unicodedata
 
 import pytest
 
@@ -12,7 +13,13 @@ QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
     "How many clips did Natalia sell altogether in April and May?"
 )
-QUESTIONS = Questions({"math": [QUESTION, "What is seven times eight?", "Why?"], "other": ["Name the largest planet."]})
+WALK = "Anna walks 3 miles to school every day for 20 days. How far does Zoë walk in total?"
+CHINESE = "小明每天走12公里去学校，一个星期他一共走多少公里？"
+QUESTIONS = Questions({
+    "math": [QUESTION, "What is seven times eight?", "Why?"],
+    "other": ["Name the largest planet."],
+    "walks": [unicodedata.normalize("NFD", WALK), CHINESE],
+})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,13 @@ QUESTIONS = Questions({"math": [QUESTION, "What is seven times eight?", "Why?"],
         ("name the largest planet of all", "other"),
         ("In April and May the friends of Natalia sold pens.", None),
         ("", None),
+        (WALK, "walks"),
+        (WALK.replace("3", "twenty-three").replace("20", "one hundred and five"), "walks"),
+        (WALK.replace("3", "½").replace("20", "1 200"), "walks"),
+        ("what is 1/2 times two billion and six", "math"),
+        (CHINESE, "walks"),
+        ("今天天气很好。我们去学校。" + CHINESE.replace("12", "15") + "答案是105。", "walks"),
+        ("今天天气很好。我们去学校，答案是105。", None),
     ],
 )
 def test_questions_are_found(text, name, tmp_path):
@@ -39,7 +53,8 @@ def test_questions_are_found(text, name, tmp_path):
 
 
 def test_masked_words():
-    assert masked_words("It costs $1,250.50 and five cents, x2") == ["it", "costs", "0", "and", "0", "cents", "x2"]
+    assert masked_words("It costs $1,250.50 and five cents, x2") == ["it", "costs", "0", "and", "0", "cents", "x", "0"]
+    assert masked_words("and one hundred and five, a hundred and more") == ["and", "0", "a", "0", "and", "more"]
 
 
 def test_real_questions_in_real_text(real_data):

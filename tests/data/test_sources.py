@@ -1,5 +1,6 @@
 """Every kind of source gives the same stream of documents, bad rows in their places, and a wrong one is named."""
 
+import gzip
 import itertools
 import json
 import sys
@@ -76,6 +77,8 @@ def test_malformed_json_lines_come_out_in_place_with_reason_and_line(tmp_path):
     assert documents == ["first, behind a byte order mark", "", "last, without a line end"]
     reasons = ["bad_json", "missing_field", "missing_field", "not_text", "not_text", "bad_utf8", "bad_utf8", "bad_json"]
     assert bad == [(reason, f"{path}:{n}", 1) for reason, n in zip(reasons, [2, 4, 5, 6, 7, 8, 9, 10], strict=True)]
+    details = [row.detail for row in sources.documents(f"jsonl:{path}") if isinstance(row, BadRow)]
+    assert details[1:3] == ["no field 'text'; it has 'title'", "field 'text' is null"]
 
 
 def test_count_counts_documents_not_bad_rows(tmp_path):
@@ -103,6 +106,20 @@ def test_parquet_dictionary_and_other_columns(tmp_path):
     assert read(f"parquet:{path}")[0] == ["a", "b", "a"]
     assert read(f"parquet:{path}", field="id") == ([], [("not_text", f"{path}:{n}", 1) for n in (1, 2, 3)])
     assert read(f"parquet:{path}", field="body") == ([], [("missing_field", f"{path}:1", 3)])
+
+
+def test_two_parquet_columns_of_one_name_are_an_error_that_names_them(tmp_path):
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"a\.parquet has several columns 'text': rename all but one"):
+        read(f"parquet:{tmp_path}/a.parquet")
+
+
+def test_compressed_files_are_refused_before_anything_is_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", STORIES)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert sources.fault(f"jsonl:{tmp_path}/*.jsonl") is None
+    assert f"unpack {tmp_path}/b.jsonl.gz" in sources.fault(f"jsonl:{tmp_path}/*")
 
 
 def test_parquet_row_numbers_go_on_across_row_groups(tmp_path):

@@ -201,7 +201,7 @@ FILTERS = [
     Sampling(temperature=0.3),
     Sampling(temperature=2.5),
     *(Sampling(temperature=1.0, top_k=k) for k in (1, 5, 61, 1000)),
-    *(Sampling(temperature=1.0, top_p=p) for p in (0.01, 0.5, 0.9, 0.999, 1.0)),
+    *(Sampling(temperature=1.0, top_p=p) for p in (1e-300, 0.01, 0.5, 0.9, 0.999, 1.0)),
     *(Sampling(temperature=1.0, min_p=p) for p in (0.0, 0.05, 0.5, 1.0)),
     Sampling(temperature=0.7, top_k=20, top_p=0.8),
     Sampling(temperature=1.5, top_k=30, top_p=0.9, min_p=0.1),
@@ -303,6 +303,18 @@ def test_a_rows_text_does_not_depend_on_the_rest_of_the_batch(small, sampling):
     if sampling.temperature:
         from_its_own_seed = Sampling(**{**vars(sampling), "seed": sampling.seed + 2})
         assert generate(small, prompts[2:3], 30, sampling=from_its_own_seed) == together[2:3]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": None}, {"positions": "learned"}])
+def test_each_row_goes_on_to_its_own_end_of_the_context(awake, options):
+    """Beside a prompt that all but fills the context, a short one gets as long a text as alone."""
+    model = awake(ModelConfig(**{**vars(SMALL), **options}))
+    prompts = [tokens(SMALL, length, seed=length)[0].tolist() for length in (5, 93, 40, 95)]
+    together = generate(model, prompts, 1000, sampling=GREEDY)
+    assert [len(text) for text in together] == [91, 3, 56, 1]
+    for prompt, text in zip(prompts, together, strict=True):
+        assert text == greedy_by_full_passes(model, prompt, len(text))
+    assert generate(model, prompts, 50, sampling=GREEDY) == [text[:50] for text in together]
 
 
 def test_a_seed_gives_one_text_and_another_seed_another(small):
