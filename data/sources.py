@@ -25,7 +25,7 @@ Split = Literal["train", "valid"]
 KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
 PARQUET_BATCH = 1024  # rows decoded at a time
-PIECE_BYTES, PIECE_DOCUMENTS = 32_000_000, 2500  # of a file, and of a generator
+PIECE_BYTES, PIECE_DOCUMENTS = 8_000_000, 2500  # of a file, and of a generator
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4"}
 LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
 # The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.

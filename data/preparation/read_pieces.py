@@ -29,7 +29,7 @@ from storage import folder
 if TYPE_CHECKING:
     import pyarrow
 
-BATCH_ROWS, BATCH_CHARACTERS = 1024, 4_000_000  # that are in memory at a time
+BATCH_ROWS, BATCH_CHARACTERS = 1024, 500_000  # that are in memory at a time
 T = TypeVar("T")
 
 

@@ -22,7 +22,7 @@ from data.settings import DataSection, SourceSection
 TRAIN, VALID, DROPPED = 0, 1, 2  # of one row
 SIDES = {TRAIN: "train", VALID: "valid"}
 COLUMNS = ["line", "fault", "malformed", "count", "detail", "text", "key"]
-CACHE_KIB = 64 * 1024  # of SQLite's pages in memory
+CACHE_KIB = 32 * 1024  # of SQLite's pages in memory
 EARLIEST = 1000  # rows before too many of them can be malformed
 
 
