@@ -15,8 +15,9 @@ checksum = $(shell cat $(1) /proc/driver/nvidia/version 2>/dev/null | cksum | cu
 READY := $(VENV)/.ready-$(call checksum,requirements.txt)
 READY_DEV := $(VENV)/.ready-dev-$(call checksum,requirements.txt requirements-dev.txt)
 
-# Without --num_processes accelerate starts one process a GPU, or one on the CPU, which is what we want. The others are
-# accelerate's own defaults, named so that it does not warn about them: precision and compilation come from the config.
+# One process a GPU, or one on the CPU. All of this is what accelerate does by itself, named so that it does not warn
+# about it: precision and compilation come from the config.
+PROCESSES := import torch; n = torch.cuda.device_count(); print("--multi_gpu" * (n > 1), "--num_processes", n or 1)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: help setup train test lint bench campaign
@@ -34,7 +35,7 @@ help:
 setup: $(READY_DEV)
 
 train: $(READY)
-	$(LAUNCH) multigpu_train.py $(ARGS)
+	$(LAUNCH) $$($(BIN)/python -c '$(PROCESSES)') multigpu_train.py $(ARGS)
 
 test: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)

@@ -114,7 +114,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, help="draw from the likeliest that together have this probability")
     parser.add_argument("--min-p", type=float, help="draw from those at least this share as likely as the likeliest")
     parser.add_argument("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="1: none")
-    parser.add_argument("--stop", action="append", default=[], metavar="TOKEN", help="also stop at this token")
+    parser.add_argument("--stop", action="append", default=[], metavar="TOKEN", help="also end before this token")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the draws (default: %(default)s)")
     parser.add_argument("--weights", choices=("fp32", "bf16", "int8"), default="fp32", help="smaller reads faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow to begin, then faster on a GPU")

@@ -23,6 +23,8 @@ FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 def main() -> int:
     """Listen to signals, and for the launcher's end, from the first moment on; then run."""
     host.end_with_launcher()
+    for output in (sys.stdout, sys.stderr):  # in the order in which things happen, into a log file too
+        output.reconfigure(line_buffering=True)
     with contextlib.closing(Requests()) as requests:
         return run(_parse(), requests)
 

@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if min(args.documents, args.first, args.characters) < 0:
         parser.error("--documents, --first and --characters count from 0")
+    if (args.folder / "tokenizer.json").exists():
+        parser.error(f"{args.folder} is a tokenizer: name a folder of shards, beside it")
     if problems := folder.verify(args.folder):
         print("\n".join(problems), file=sys.stderr)
         return 1

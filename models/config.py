@@ -84,9 +84,11 @@ class ModelConfig:
             expect(getattr(self, key) > 0, key, "use a number above 0")
         expect(self.copy_init >= 0, "copy_init", "use 0 or more")
         expect(0 <= self.dropout < 1, "dropout", "use a number from 0 up to, not including, 1")
-        if found:
+        wrong = {key for key, *_ in found}
+        if not wrong & {"n_heads", "n_kv_heads"}:
+            expect(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"use a divisor of n_heads ({self.n_heads})")
+        if wrong & {"n_heads", "d_model", "head_dim"}:
             return found
-        expect(self.n_heads % self.n_kv_heads == 0, "n_kv_heads", f"use a divisor of n_heads ({self.n_heads})")
         if self.head_dim is None and self.d_model % self.n_heads:
             expect(False, "n_heads", f"use a divisor of d_model ({self.d_model})")
         elif self.positions == "rope":

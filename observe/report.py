@@ -229,7 +229,7 @@ def _source_table(history: History) -> Table:
                     decimal(below),
                 ]
             )
-    head = ["phase", "source", "val loss", "perplexity", "bits per byte", "bigram model", "below it by"]
+    head = ["phase", "source", "val loss", "perplexity", "bits per byte", "bigram model", "loss below it by"]
     return head, rows if several or history.floor_sources else []
 
 

@@ -44,6 +44,7 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 multigpu_train.py run.name=two": SMALL_DEFAULT,  # noqa: E501
     'python generate.py --checkpoint runs/default "Once upon a time"': [],
     'python generate.py --checkpoint runs/default --temperature 0.7 --top-p 0.9 --max-new-tokens 60 "One day" "The dog"': [],  # noqa: E501
+    "python generate.py --checkpoint runs/default --temperature 0 $'First Tom has 5 apples. Then Tom buys 4. How many apples does Tom have?\\n'": [],  # noqa: E501
     "python -m observe.report runs/default": [],
     "python -m data.inspect shards/NAME-FINGERPRINT": [],
     "python -m data.publish shards/NAME-FINGERPRINT OWNER/NAME --dry-run": [],
@@ -81,7 +82,8 @@ def test_every_command_runs_in_order(checkout, run, real_data):
         if command == "make train":  # without the installation, which test_makefile.py looks at
             command = TRAIN
         some = next((path.name for path in checkout.glob("shards/[a-z]*-*") if "tokenizer" not in path.name), "none")
-        parts = shlex.split(localised(command, real_data).replace("NAME-FINGERPRINT", some))
+        command = localised(command, real_data).replace("NAME-FINGERPRINT", some)
+        parts = shlex.split(command.replace("$'", "'").replace("\\n'", "\n'"))  # as bash reads $'...\n'
         given = {part.partition("=")[0] for part in parts}
         environment = dict(part.split("=", 1) for part in parts if part.startswith("ACCELERATE_USE_CPU="))
         parts = [part for part in parts if not part.startswith("ACCELERATE_USE_CPU=")]

@@ -125,6 +125,8 @@ def test_flops_of_a_long_context_grow_only_with_global_layers():
     [
         (dict(n_heads=7), ["n_heads", "n_kv_heads"]),
         (dict(n_kv_heads=3), ["n_kv_heads"]),
+        (dict(n_heads=7, n_kv_heads=3, d_model=100, window=-3), ["n_heads", "n_kv_heads", "window"]),
+        (dict(n_heads=0, n_kv_heads=0, d_model=-1), ["n_heads", "n_kv_heads", "d_model"]),
         (dict(d_model=24, n_heads=8), ["head_dim"]),
         (dict(head_dim=5), ["head_dim"]),
         (dict(n_layers=0, window=0, rope_base=-1.0), ["n_layers", "window", "rope_base"]),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from training.settings import RunConfig
 from training.start import start
 from training.trainer import Outcome
 
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
 
 
@@ -33,6 +35,17 @@ def test_a_device_that_is_not_there_is_not_replaced_by_another(tiny, monkeypatch
         pytest.skip("this machine has a GPU that cannot be hidden any more")
     with pytest.raises(LaunchError, match=r"parallel\.device is cuda"):
         train(tiny("x", SHORT, "parallel.device=cuda"))
+
+
+def test_a_log_has_its_lines_in_the_order_in_which_things_happen(tiny, tmp_path):
+    """Preparation is told before the phase that follows it, though Python holds back what goes to a file."""
+    with open(tmp_path / "log", "w") as log:
+        command = [sys.executable, "multigpu_train.py", *tiny("x", SHORT)]
+        assert subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=300).returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    beginnings = ["stories: ", "phase short", "finished: "]
+    order = [next(n for n, line in enumerate(lines) if line.startswith(words)) for words in beginnings]
+    assert order == sorted(order)
 
 
 def test_a_micro_batch_far_above_the_batch_costs_nothing(tiny):
