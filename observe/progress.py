@@ -17,24 +17,27 @@ WINDOW_SECONDS = 180.0  # long enough to hold a few validation pauses, short eno
 FEWEST_POINTS = 20  # slow steps are kept beyond the window, or one of them would be the whole estimate
 
 
-def format_line(record: dict[str, Any], total_steps: int, eta_seconds: float | None) -> str:
-    """A `train` record as one line: phase, step, loss, lr, tokens/s, MFU if known, gradient norm, memory, ETA."""
+def format_line(record: dict[str, Any], total_steps: int, eta_seconds: float | None, width: int | None = None) -> str:
+    """A `train` record as one line: phase, step, loss, lr, tokens/s, MFU if known, gradient norm, memory, ETA; in
+    `width` columns, without what of these is missed least."""
     rate = record.get("lr")
-    parts = [
-        str(record.get("phase", UNKNOWN)),
-        f"step {record.get('step', UNKNOWN)}/{total_steps}",
-        f"loss {decimal(record.get('loss'), 4)}",
-        f"lr {UNKNOWN if rate is None else format(rate, '.2e')}",
-        f"{compact(record.get('tokens_per_second'))} tok/s",
-    ]
-    if record.get("mfu") is not None:
-        parts.append(f"mfu {percent(record['mfu'])}")
-    parts += [
-        f"norm {decimal(record.get('grad_norm'), 2)}",
-        f"mem {bytes_(record.get('memory_bytes'))}",
-        f"eta {duration(eta_seconds)}",
-    ]
-    return "  ".join(parts)
+    parts = {
+        "phase": str(record.get("phase", UNKNOWN)),
+        "step": f"step {record.get('step', UNKNOWN)}/{total_steps}",
+        "loss": f"loss {decimal(record.get('loss'), 4)}",
+        "lr": f"lr {UNKNOWN if rate is None else format(rate, '.2e')}",
+        "speed": f"{compact(record.get('tokens_per_second'))} tok/s",
+        "mfu": f"mfu {percent(record.get('mfu'))}",
+        "norm": f"norm {decimal(record.get('grad_norm'), 2)}",
+        "mem": f"mem {bytes_(record.get('memory_bytes'))}",
+        "eta": f"eta {duration(eta_seconds)}",
+    }
+    if record.get("mfu") is None:
+        del parts["mfu"]
+    missed_least = [name for name in ("norm", "lr", "mem", "mfu") if name in parts]
+    while width is not None and len("  ".join(parts.values())) > width and missed_least:
+        del parts[missed_least.pop(0)]
+    return "  ".join(parts.values())[:width]
 
 
 class Progress:
@@ -70,10 +73,11 @@ class Progress:
         self._recent.append((now, record["step"]))
         while len(self._recent) > FEWEST_POINTS and now - self._recent[0][0] > WINDOW_SECONDS:
             self._recent.popleft()
-        line = format_line(record, self.total_steps, self.eta_seconds())
+        # a full last column would wrap and leave a trail of lines
+        width = shutil.get_terminal_size().columns - 1 if self._in_place else None
+        line = format_line(record, self.total_steps, self.eta_seconds(), width)
         if self._in_place:
-            width = shutil.get_terminal_size().columns - 1  # a full last column would wrap and leave a trail of lines
-            self._stream.write(f"\r\x1b[K{line[:width]}")
+            self._stream.write(f"\r\x1b[K{line}")
             self._stream.flush()
             self._open_line = True
         elif now - self._shown_at >= self._every:

@@ -36,6 +36,7 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     TRAIN: SMALL_DEFAULT,
     f"{TRAIN} --config configs/tinystories-cpu.yaml": SMALL_TINYSTORIES,
     "python multigpu_train.py --config configs/tinystories-cpu.yaml --dry-run": [],
+    f"{TRAIN} --config configs/tinystories-cpu.yaml run.name=my-text 'data.sources.*.from=jsonl:PATH' 'data.sources.*.valid_from=null'": SMALL_TINYSTORIES,  # noqa: E501
     f"{TRAIN} run.name=mine 'data.sources={{mine: {{from: \"jsonl:PATH\"}}}}' 'phases.*.data={{mine: 1}}' 'phases.*.probes=[]'": [  # noqa: E501
         override for override in SMALL_DEFAULT if not override.startswith("data.sources.")
     ],

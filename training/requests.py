@@ -12,7 +12,6 @@ signal a KeyboardInterrupt.
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -82,7 +81,7 @@ class Requests:
                 return
         if self.stop:
             if number != signal.SIGALRM and now - self._since > SAME_REQUEST:
-                print("asked a second time: ending at once, the last checkpoint stands", file=sys.stderr, flush=True)
+                _say("asked a second time: ending at once; what was saved stands")
                 os._exit(128 + number)
             return
         self.stop, self._since = True, now
@@ -91,6 +90,15 @@ class Requests:
         if self._interruptible:
             self._interruptible = False
             raise KeyboardInterrupt
+        _say(f"{self.reason}: stopping at the next step, and saving")
 
     def _save(self, _number: int, _frame: Any) -> None:
         self.save = True
+
+
+def _say(text: str) -> None:
+    """From one of the processes, in a signal's handler: past Python's buffers, which may be in use just now."""
+    if os.environ.get("RANK", "0") == "0":
+        below = "\n" if os.isatty(2) else ""  # the progress line
+        with contextlib.suppress(OSError):
+            os.write(2, f"{below}{text}\n".encode())

@@ -106,8 +106,8 @@ class Trainer:
                 self.state.val_loss = None
                 self.watch.phase_started(phase, self.state)
                 if phase.batch_rows < self.strategy.world:
-                    self.watch.say(f"{self.strategy.world} processes share {phase.batch_rows} samples a step: raise "
-                                   f"batch_tokens of phase {phase.name}, or some have nothing to do")  # fmt: skip
+                    self.watch.say(f"phase {phase.name} has fewer rows a step, {phase.batch_rows}, than processes, "
+                                   f"{self.strategy.world}, so some wait: raise its batch_tokens")  # fmt: skip
                 self._examine(phase, when="start")
         self.watch.clock.start()
         with contextlib.closing(self._loader(phase)) as loader:

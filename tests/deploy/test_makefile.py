@@ -91,7 +91,7 @@ def test_bench_lists_benchmarks_or_runs_one(make):
     folder = make.folder / "benchmarks"
     folder.mkdir()
     main = 'if __name__ == "__main__":\n    main()\n'
-    texts = {"__init__.py": "", "result.py": "", "gpu_suite.py": main, "speed.py": main, "notes.md": "__main__"}
+    texts = {"__init__.py": "", "result.py": "'__main__'", "gpu_suite.py": main, "speed.py": main, "notes.md": main}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     result, calls = make("bench")

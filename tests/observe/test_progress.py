@@ -23,6 +23,16 @@ def test_the_line_has_everything_there_is_to_watch():
                     "  mem 3.4 GiB  eta 1h 02m")  # fmt: skip
 
 
+def test_in_fewer_columns_it_leaves_out_what_is_missed_least():
+    whole = format_line(RECORD, 5000, 3725)
+    assert format_line(RECORD, 5000, 3725, width=len(whole)) == whole
+    beginning, end = "stories  step 120/5000  loss 3.4116  41.2k tok/s  ", "eta 1h 02m"
+    assert format_line(RECORD, 5000, 3725, width=79) == f"{beginning}mfu 38.1%  {end}"
+    assert format_line({**RECORD, "mfu": None}, 5000, 3725, width=79) == f"{beginning}mem 3.4 GiB  {end}"
+    assert format_line(RECORD, 5000, 3725, width=60) == beginning + end
+    assert format_line(RECORD, 5000, 3725, width=20) == whole[:20]
+
+
 def test_mfu_is_left_out_where_the_card_is_unknown_and_gaps_are_dashes():
     line = format_line({**RECORD, "mfu": None, "grad_norm": None, "loss": float("nan")}, 5000, None)
     assert "mfu" not in line

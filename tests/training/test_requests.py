@@ -62,6 +62,7 @@ def test_sigusr1_saves_and_goes_on(tiny):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "SIGINT: the same command goes on from there" in output
+    assert "SIGINT: stopping at the next step, and saving" in output
 
 
 def test_a_second_request_ends_it_at_once(tiny):
