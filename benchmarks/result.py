@@ -29,9 +29,11 @@ def write(name: str, rows: Any, path: Path | None, **details: Any) -> None:
     """Write `rows` with command, commit, machine, versions and date to `path`, if there is one."""
     if path is None:
         return
-    command = f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip()
+    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]  # no folder of this machine
+    command = f"python -m benchmarks.{name} {shlex.join(words)}".strip()
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    record = {"benchmark": name, "command": command, "date": when, "environment": environment(), **details}
+    about = {key: value for key, value in environment().items() if key != "command"}  # which would say it again
+    record = {"benchmark": name, "command": command, "date": when, "environment": about, **details}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
 

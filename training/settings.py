@@ -52,7 +52,7 @@ class RunSection(Section):
     name: str = "default"  # the run's folder is <folder>/<name>
     folder: str = "runs"
     seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
-    init_from: str | None = None  # a run or checkpoint whose weights a new run starts from; a resumed run ignores it
+    init_from: str | None = None  # run, checkpoint or Hugging Face folder a new run takes its weights from
     # what a resumed run may find changed: the tokenizer (for weights of `init_from` too), the shards, the order of
     # samples, the learning rates
     allow: list[Literal["tokenizer", "data", "order", "schedule"]] = []

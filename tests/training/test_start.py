@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from settings import ConfigError, read, validate
+from tests.conftest import ROOT
 from training.parallel import LaunchError
 from training.resume import RunMismatch
 from training.settings import RunConfig
 from training.start import start
 from training.trainer import Outcome
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
 
 
