@@ -104,4 +104,4 @@ def _parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     host.outlive_readers()
-    sys.exit(main())
+    host.leave(main())
