@@ -35,7 +35,9 @@ class LayerCache:
             self.keys.narrow(2, start % self.capacity, 1).copy_(key)
             self.values.narrow(2, start % self.capacity, 1).copy_(value)
             filled = min(start + 1, self.capacity)
-            keys, values = self.keys.narrow(2, 0, filled), self.values.narrow(2, 0, filled)
+            keys, values = self.keys, self.values
+            if filled < self.capacity:
+                keys, values = keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
             if state.left_padding is None:
                 return keys, values, None
             slots = torch.arange(filled, device=key.device)
@@ -75,11 +77,12 @@ class State:
         if self.length + new > self.end:
             raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
 
-    def positions(self, new: int, device: torch.device) -> Tensor:
-        """[B or 1, new] positions of the next `new` tokens; padding does not count, nor what is past the context."""
-        positions = torch.arange(self.length, self.length + new, device=device)[None]
+    def positions(self, new: int, device: torch.device) -> Tensor | slice:
+        """Of the next `new` tokens: a range that all sequences share, or with padding, which does not count, [B, new].
+        What is past a sequence's context has its last position."""
         if self.left_padding is None:
-            return positions
+            return slice(self.length, self.length + new)
+        positions = torch.arange(self.length, self.length + new, device=device)[None]
         return (positions - self.left_padding[:, None]).clamp(0, self.context - 1)
 
     def advance(self, new: int) -> None:

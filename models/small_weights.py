@@ -1,7 +1,8 @@
-"""Weights as decoding likes them: small (bf16, or int8 with one scale a row) and side by side in memory.
+"""Weights as decoding likes them: small (bf16, or int8 with one scale a row), few and side by side in memory.
 
 Decoding one sequence reads every weight once a token, so its speed is the weights' size over the memory's bandwidth:
-half the bytes, twice the speed. Side by side they lie on huge pages, where the processor reads ahead further.
+half the bytes, twice the speed. Side by side they lie on huge pages, where the processor reads ahead further; matrices
+that multiply the same input are one, for of one token every operation costs more than what it computes.
 
 Norms compute and rotary tables stay in fp32; with bf16 weights everything else is bf16,
 caches too, with int8 weights only the products' inputs are. For training neither is of use.
@@ -73,6 +74,8 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
     """`model`, changed in place to decode with these weights; not to be trained any more."""
+    for module in model.modules():
+        _join(module)
     if weights == "bf16":
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):  # not the norms
@@ -92,6 +95,20 @@ def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
     if model.final_norm.weight.device.type == "cpu":
         _lay_side_by_side(model)
     return model
+
+
+def _join(module: nn.Module) -> None:
+    """Make one matrix of those that `module` multiplies with the same input."""
+    parts = [getattr(module, name) for name in getattr(module, "JOINED", ())]
+    if not parts:
+        return
+    rows, bias = sum(part.out_features for part in parts), parts[0].bias is not None
+    module.joined = nn.Linear(parts[0].in_features, rows, bias, device="meta")
+    module.joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]))
+    if bias:
+        module.joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]))
+    for name in module.JOINED:
+        delattr(module, name)
 
 
 def _lay_side_by_side(model: nn.Module) -> None:

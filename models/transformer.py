@@ -31,6 +31,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype == torch.float32:
+            return rms_norm(x, self.weight, self.eps)
         return rms_norm(x.float(), self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -83,13 +85,16 @@ class RotaryTable(nn.Module):
             self.compute()
         return self
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, T, 1, D] at `positions` [B or 1, T]."""
-        return self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+    def forward(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, T, 1, D] at `positions` [B or 1, T], or at a range that all rows share."""
+        cos, sin = self.cos[positions], self.sin[positions]
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
 
 class Attention(nn.Module):
     """Grouped-query self-attention (Ainslie et al. 2023) with a window, or none."""
+
+    JOINED = ("query", "key", "value")
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -99,23 +104,29 @@ class Attention(nn.Module):
         self.key = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.value = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.output = Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
+        self.joined: nn.Module | None = None  # query, key and value in one, for decoding (models/small_weights.py)
         self.query_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query [B, H, T, D], key and value [B, K, T, D] of `x` [B, T, d_model]."""
-        query, key, value = linears(x, self.query, self.key, self.value)
-        query = query.unflatten(-1, (self.n_heads, self.d_head))
-        key = key.unflatten(-1, (self.n_kv_heads, self.d_head))
-        value = value.unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
-        if self.query_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None and torch.is_grad_enabled():
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
-        elif rotation is not None:  # turned together, in half the operations: a token at a time, they are what costs
-            both = rotate(torch.cat([query, key], dim=2), *rotation)
-            query, key = both[:, :, : self.n_heads], both[:, :, self.n_heads :]
-        return query.transpose(1, 2), key.transpose(1, 2), value
+        if self.joined is None:
+            products = linears(x, self.query, self.key, self.value)
+            query, key, value = (product.unflatten(-1, (-1, self.d_head)) for product in products)
+            if self.query_norm is not None:
+                query, key = self.query_norm(query), self.key_norm(key)
+            if rotation is not None:
+                query, key = rotate(query, *rotation), rotate(key, *rotation)
+        else:  # and queries and keys turned together: a token at a time, the number of operations is what costs
+            heads = self.joined(x).unflatten(-1, (-1, self.d_head))
+            turned, value = heads.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
+            if self.query_norm is not None:
+                query, key = turned.split((self.n_heads, self.n_kv_heads), dim=2)
+                turned = torch.cat([self.query_norm(query), self.key_norm(key)], dim=2)
+            if rotation is not None:
+                turned = rotate(turned, *rotation)
+            query, key = turned.split((self.n_heads, self.n_kv_heads), dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         query, key, value = self._project(x, rotation)
@@ -132,14 +143,18 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
+    JOINED = ("gate", "up")
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gate = Linear(config.d_model, config.d_ff, bias=config.bias)
         self.up = Linear(config.d_model, config.d_ff, bias=config.bias)
         self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.joined: nn.Module | None = None  # gate and up in one, for decoding
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(*linears(x, self.gate, self.up)))
+        products = linears(x, self.gate, self.up) if self.joined is None else self.joined(x).chunk(2, dim=-1)
+        return self.down(swiglu(*products))
 
 
 class GELU(nn.Module):
@@ -275,10 +290,14 @@ class Transformer(nn.Module):
         """[B, T, V] of hidden states [B, T, d_model]."""
         return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
-    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor, positions: Tensor | slice) -> Tensor:
         """[B, T, d_model] that enters the first block."""
         x = self.embedding(input_ids) * self.config.embedding_scale
-        return x + self.position_embedding(positions) if self.config.positions == "learned" else x
+        if self.config.positions != "learned":
+            return x
+        if isinstance(positions, slice):
+            positions = torch.arange(positions.start, positions.stop, device=input_ids.device)
+        return x + self.position_embedding(positions)
 
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
@@ -307,7 +326,7 @@ class Transformer(nn.Module):
         state.advance(input_ids.shape[1])
         return self._logits(self.final_norm(x))
 
-    def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
+    def _rotations(self, positions: Tensor | slice) -> tuple[Rotation, Rotation]:
         """(cos, sin) of windowed layers, then of global ones."""
         if self.config.positions == "learned":
             return None, None

@@ -50,6 +50,22 @@ def test_logits_stay_close_and_the_cache_agrees_with_the_full_pass(awake, option
     torch.testing.assert_close(torch.cat(parts, dim=1), found, rtol=0.05, atol=0.05 * float(plain.std()))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [None, [0, 7]])
+@pytest.mark.parametrize("options", [{}, OPTIONS, {"bias": True}, {"qk_norm": True}])
+def test_joined_matrices_give_what_their_parts_give(awake, options, padding):
+    """With fp32 weights nothing but the number of products changes, whole and from the cache."""
+    config = ModelConfig(**{**vars(SMALL), **options})
+    input_ids = torch.randint(512, (2, 60), generator=torch.Generator().manual_seed(0))
+    plain, joined = awake(config), for_decoding(awake(config), "fp32")
+    assert len(list(joined.parameters())) < len(list(plain.parameters()))
+    torch.testing.assert_close(joined(input_ids), plain(input_ids), rtol=1e-4, atol=1e-5)
+    states = [model.new_state(2, None if padding is None else torch.tensor(padding)) for model in (plain, joined)]
+    for part in input_ids.split([21, 1, 1, 30, 7], dim=1):
+        expected, found = (model.step(part, state) for model, state in zip((plain, joined), states, strict=True))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("weights", "share"), [("fp32", 1), ("bf16", 0.5), ("int8", 0.27)])
 def test_the_weights_take_the_memory_that_their_name_says(awake, weights, share):
     model = for_decoding(awake(SMALL), weights)
