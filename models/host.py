@@ -118,6 +118,13 @@ def return_memory() -> None:
     _set_heap_limit(2 * 2**20)
 
 
+def return_freed() -> None:
+    """Give back once what has been freed so far, wherever on the heap it lies."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # else it is not glibc
+        trim(0)
+
+
 def keep_memory() -> None:
     """Give no freed memory back: for measurements of code that should not pay for what the system does with it."""
     _mallopt(_M_MMAP_MAX, 0)

@@ -8,11 +8,14 @@ Norms compute and rotary tables stay in fp32; with bf16 weights everything else 
 caches too, with int8 weights only the products' inputs are. For training neither is of use.
 """
 
+import functools
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models import host
 
 Weights = Literal["fp32", "bf16", "int8"]
 HUGE_PAGE = 2**21  # bytes
@@ -76,6 +79,7 @@ def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
     """`model`, changed in place to decode with these weights; not to be trained any more."""
     for module in model.modules():
         _join(module)
+    host.return_freed()  # the parts, before everything is copied once more
     if weights == "bf16":
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding):  # not the norms
@@ -94,7 +98,16 @@ def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
             model.head = Int8Linear(rows, scale)  # the same rows once more: they are stored once
     if model.final_norm.weight.device.type == "cpu":
         _lay_side_by_side(model)
+    for module in model.modules():
+        module.__class__ = _without_hooks(type(module))
     return model
+
+
+@functools.cache
+def _without_hooks(kind: type[nn.Module]) -> type[nn.Module]:
+    """`kind`, called without a look for hooks: they take longer to look for than a norm of one token to compute, and
+    nobody puts any on a model that only decodes."""
+    return type(kind.__name__, (kind,), {"__call__": kind.forward})
 
 
 def _join(module: nn.Module) -> None:
