@@ -8,6 +8,7 @@ import torch
 from models import ModelConfig
 from models.decoding import compile_steps, filter_logits, generate, prefill
 from models.sampling import Sampling
+from models.small_weights import for_decoding
 
 SMALL = ModelConfig(vocab_size=61, context=96, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
                     global_every=3, embedding_scale=1.5)  # fmt: skip
@@ -390,10 +391,11 @@ def test_generation_gives_the_model_back_as_it_was(small):
 
 
 @pytest.mark.campaign
-def test_compiled_steps_write_the_same(awake):
+@pytest.mark.parametrize("prepare", [lambda model: model, lambda model: for_decoding(model, "fp32")])
+def test_compiled_steps_write_the_same(awake, prepare):
     """Past the window and the ring's first round. Compiling takes a minute or two on a CPU."""
     prompt = tokens(SMALL, 20)[0].tolist()
     expected = generate(awake(SMALL), [prompt], 60, sampling=Sampling(temperature=0))
-    model = awake(SMALL)
+    model = prepare(awake(SMALL))
     compile_steps(model)
     assert generate(model, [prompt], 60, sampling=Sampling(temperature=0)) == expected
