@@ -186,13 +186,13 @@ def lines(text: str) -> list[str]:
 
 
 WITHOUT_TORCH = """
-import runpy, sys
-entry, sys.argv = sys.argv[1], sys.argv[1:]
-try:
-    runpy.run_path(entry, run_name="__main__")
-finally:
+import atexit, runpy, sys
+def report():
     heavy = {"torch", "datasets", "transformers", "wandb", "matplotlib"} & set(sys.modules)
     print("heavy:", *heavy, file=sys.stderr)
+atexit.register(report)
+entry, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_path(entry, run_name="__main__")
 """
 
 
