@@ -1,4 +1,5 @@
-"""What a process has to be told about its memory, threads and parent, most of it before torch is imported.
+"""What a process has to be told about its memory, threads and parent, most of it before torch is imported, and how it
+ends.
 
 Standard library only. Each setting was measured to matter on CPUs and leaves alone what the user's environment already
 says.
