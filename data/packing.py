@@ -2,12 +2,26 @@
 
 A document longer than a row is cut into whole rows and a rest. The pieces are placed best-fit-decreasing, which keeps
 them whole. Where that leaves gaps, the emptiest rows are dissolved and their pieces, cut to measure, fill the gaps of
-the others. Only lengths are looked at, so a plan is small, fast and the same on every machine.
+the others. Only lengths are looked at, so a plan is small, fast and the same on every machine: pieces of equal length
+are placed together, for there are far fewer lengths than documents.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Parts of documents, one an entry of each array [pieces] int64."""
+
+    document: np.ndarray  # index of the document
+    offset: np.ndarray  # first token of the piece within its document
+    length: np.ndarray  # tokens
+
+    def __getitem__(self, chosen: np.ndarray) -> "Pieces":
+        return Pieces(self.document[chosen], self.offset[chosen], self.length[chosen])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,88 +43,115 @@ class PackingPlan:
         return 1 - int(self.length.sum()) / max(len(self) * self.context, 1)
 
 
-Piece = tuple[int, int, int]  # document, offset, length
-
-
 def pack(lengths: np.ndarray, context: int) -> PackingPlan:
     """Plan rows of `context` positions for documents of `lengths` [documents] tokens."""
-    rows = _best_fit_decreasing(_pieces(lengths, context), context)
-    rows = _fill_gaps(rows, context, smallest=max(1, context // 64))
-    sizes = np.array([len(row) for row in rows], dtype=np.int64)
-    flat = np.array([piece for row in rows for piece in row], dtype=np.int64).reshape(-1, 3)
-    row_starts = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
-    return PackingPlan(context, row_starts, flat[:, 0].copy(), flat[:, 1].copy(), flat[:, 2].copy())
+    pieces = _cut(np.asarray(lengths, dtype=np.int64), context)
+    row = _best_fit_decreasing(pieces.length, context)
+    pieces, row = _fill_gaps(pieces, row, context, smallest=max(1, context // 64))
+    order = np.argsort(row, kind="stable")  # within a row, as they were placed
+    row_starts = np.concatenate([[0], np.bincount(row).cumsum()])
+    pieces = pieces[order]
+    return PackingPlan(context, row_starts, pieces.document, pieces.offset, pieces.length)
 
 
-def _pieces(lengths: np.ndarray, context: int) -> list[Piece]:
-    """Every document as pieces of at most `context` tokens, longest first."""
-    pieces = []
-    for document, length in enumerate(lengths.tolist()):
-        for offset in range(0, length, context):
-            pieces.append((document, offset, min(context, length - offset)))
-    pieces.sort(key=lambda piece: -piece[2])  # stable: equal lengths stay in document order
-    return pieces
+def _cut(lengths: np.ndarray, context: int) -> Pieces:
+    """Every document as pieces of at most `context` tokens, longest first, equal ones in document order."""
+    count = -(-lengths // context)  # [documents]
+    document = np.repeat(np.arange(len(lengths)), count)
+    offset = (np.arange(len(document)) - np.repeat(count.cumsum() - count, count)) * context
+    pieces = Pieces(document, offset, np.minimum(context, lengths[document] - offset))
+    return pieces[np.argsort(-pieces.length, kind="stable")]
 
 
-def _best_fit_decreasing(pieces: list[Piece], context: int) -> list[list[Piece]]:
-    """Put each piece, longest first, into the row it fills best. Rows with r free positions wait in room[r]; bit r of
-    `rooms` says whether there is one, so that the best fit is the lowest set bit from the piece's length up."""
-    rows: list[list[Piece]] = []
-    room: list[list[int]] = [[] for _ in range(context + 1)]
-    rooms = 0
-    for piece in pieces:
-        length = piece[2]
-        fitting = rooms >> length
-        if fitting:
-            free = length + (fitting & -fitting).bit_length() - 1
-            index = room[free].pop()
-            if not room[free]:
-                rooms &= ~(1 << free)
-            rows[index].append(piece)
-        else:
-            free, index = context, len(rows)
-            rows.append([piece])
-        left = free - length
-        if left:
-            room[left].append(index)
-            rooms |= 1 << left
-    return rows
+def _best_fit_decreasing(lengths: np.ndarray, context: int) -> np.ndarray:
+    """The row of each piece [pieces], where each, longest first, goes into the row that it fills best.
+
+    Rows with r free positions wait in room[r], the one that came last to be filled first. A row that is the best fit
+    for a piece is, with what is then left of it, the best fit for the next one of the same length too; so pieces of one
+    length go into a row until it has no room for more, and into all rows of the same room at once.
+    """
+    row = np.empty(len(lengths), dtype=np.int64)
+    room: dict[int, list[np.ndarray]] = {}  # free positions: stack of rows, in parts
+    rows = placed = 0
+    values, counts = np.unique(lengths, return_counts=True)
+    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        for free in [*sorted(free for free in room if free >= length), context]:
+            if not count:
+                break
+            fitting = free // length  # pieces a row
+            wanted = -(-count // fitting)
+            if free == context:
+                taken = np.arange(rows, rows + wanted)
+                rows += wanted
+            else:
+                taken = _pop(room, free, wanted)
+            here = min(count, len(taken) * fitting)
+            row[placed : placed + here] = np.repeat(taken, fitting)[:here]
+            placed, count = placed + here, count - here
+            rest = len(taken) * fitting - here  # places that the last row still has for pieces of this length
+            _push(room, free - fitting * length, taken[: len(taken) - (rest > 0)])
+            if rest:
+                _push(room, free - (fitting - rest) * length, taken[-1:])
+    return row
 
 
-def _fill_gaps(rows: list[list[Piece]], context: int, smallest: int) -> list[list[Piece]]:
-    """Dissolve the emptiest rows into the gaps of the others. Gaps under `smallest` positions stay, but what a cut
-    leaves over can be a shorter piece."""
-    filled = [sum(length for _, _, length in row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: (-filled[index], index))  # fullest first
-    gaps = sum(context - filled[index] for index in order if context - filled[index] >= smallest)
-    kept = len(order)
-    while kept > 1:  # how many rows have to go: their tokens must find room in the gaps of those that stay
-        emptiest = order[kept - 1]
-        own_gap = context - filled[emptiest]
-        if filled[emptiest] > gaps - (own_gap if own_gap >= smallest else 0):
+def _push(room: dict[int, list[np.ndarray]], free: int, rows: np.ndarray) -> None:
+    if free and len(rows):
+        room.setdefault(free, []).append(rows)
+
+
+def _pop(room: dict[int, list[np.ndarray]], free: int, wanted: int) -> np.ndarray:
+    """At most `wanted` rows with `free` positions, the last one first."""
+    stack, taken = room[free], []
+    while stack and wanted:
+        rows = stack.pop()
+        if len(rows) > wanted:
+            stack.append(rows[:-wanted])
+            rows = rows[-wanted:]
+        taken.append(rows[::-1])
+        wanted -= len(rows)
+    if not stack:
+        del room[free]
+    return np.concatenate(taken)
+
+
+def _fill_gaps(pieces: Pieces, row: np.ndarray, context: int, smallest: int) -> tuple[Pieces, np.ndarray]:
+    """Dissolve the emptiest rows into the gaps of the others; returns the pieces and their rows, fullest row first.
+    Gaps under `smallest` positions stay, but what a cut leaves over can be a shorter piece."""
+    filled = np.bincount(row, pieces.length).astype(np.int64)  # [rows]
+    fullest_first = np.argsort(-filled, kind="stable")
+    free = context - filled[fullest_first]
+    gaps = np.where(free >= smallest, free, 0)
+    # how many rows have to go: their tokens must find room in the gaps of those that stay
+    needed = (filled[fullest_first] + gaps)[::-1].cumsum()
+    kept = len(filled) - min(int(np.searchsorted(needed, gaps.sum(), side="right")), max(len(filled) - 1, 0))
+    rank = np.empty_like(fullest_first)
+    rank[fullest_first] = np.arange(len(filled))
+    rank = rank[row]  # of each piece's row
+    stays, goes = rank < kept, np.flatnonzero(rank >= kept)
+    goes = goes[np.argsort(rank[goes], kind="stable")]
+    moved, their_rows = _poured(pieces[goes], free[:kept], smallest, context)
+    together = [np.concatenate(parts) for parts in zip(dataclasses.astuple(pieces[stays]), moved.T, strict=True)]
+    return Pieces(*together), np.concatenate([rank[stays], their_rows])
+
+
+def _poured(donors: Pieces, free: np.ndarray, smallest: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """`donors`, in order and cut to measure, put into the `free` positions [rows] of the rows there are, widest gap
+    first, and what rounding leaves over into new rows: (document, offset, length) [parts, 3] and their rows [parts]."""
+    left = list(zip(*(column.tolist() for column in dataclasses.astuple(donors)), strict=True))[::-1]
+    wide = np.flatnonzero(free >= smallest)[::-1]
+    gaps = ((row, space, smallest) for row, space in zip(wide.tolist(), free[wide].tolist(), strict=True))
+    new_rows = ((row, context, 1) for row in itertools.count(len(free)))
+    parts, rows = [], []
+    for row, space, least in itertools.chain(gaps, new_rows):
+        while left and space >= least:
+            document, offset, length = left.pop()
+            taken = min(length, space)
+            parts.append((document, offset, taken))
+            rows.append(row)
+            space -= taken
+            if taken < length:
+                left.append((document, offset + taken, length - taken))
+        if not left:
             break
-        gaps -= filled[emptiest] + (own_gap if own_gap >= smallest else 0)
-        kept -= 1
-    donors = [piece for index in order[kept:] for piece in rows[index]]
-    donors.reverse()
-    result = [list(rows[index]) for index in order[:kept]]
-    free = [context - filled[index] for index in order[:kept]]
-    for row in range(kept - 1, -1, -1):  # the widest gaps first, so that cuts are few
-        while donors and free[row] >= smallest:
-            document, offset, length = donors.pop()
-            taken = min(length, free[row])
-            result[row].append((document, offset, taken))
-            free[row] -= taken
-            if taken < length:
-                donors.append((document, offset + taken, length - taken))
-    while donors:  # what rounding left over
-        result.append([])
-        left = context
-        while donors and left:
-            document, offset, length = donors.pop()
-            taken = min(length, left)
-            result[-1].append((document, offset, taken))
-            left -= taken
-            if taken < length:
-                donors.append((document, offset + taken, length - taken))
-    return result
+    return np.array(parts, dtype=np.int64).reshape(-1, 3), np.array(rows, dtype=np.int64)

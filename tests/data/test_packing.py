@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data.packing import PackingPlan, pack
+from data.packing import PackingPlan, _best_fit_decreasing, pack
 
 GENERATOR = {
     "stories": lambda random, n: random.gamma(6, 35, n) + 20,  # about 230 tokens, as TinyStories
@@ -95,6 +95,32 @@ def test_whatever_the_lengths_no_token_is_lost(seed):
     smallest_gap = max(1, context // 64)
     most = lengths.sum() / (context - smallest_gap + 1) + 1  # every row has at most such a gap, but the last
     assert len(plan) <= most + 1
+
+
+def one_at_a_time(lengths: np.ndarray, context: int) -> list[int]:
+    """The row of each piece, by the definition: the row that it leaves the least room in, of equal ones the row that
+    came to have this room last, else a new one."""
+    free: list[int] = []  # of each row
+    since: list[int] = []  # when each row came to have it
+    rows = []
+    for now, length in enumerate(lengths.tolist()):
+        fitting = [row for row in range(len(free)) if free[row] >= length]
+        if not fitting:
+            free.append(context)
+            since.append(now)
+        row = min(fitting, key=lambda row: (free[row], -since[row])) if fitting else len(free) - 1
+        free[row] -= length
+        since[row] = now
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_pieces_of_equal_length_placed_together_are_where_they_would_be_one_at_a_time(seed):
+    random = np.random.default_rng(seed)
+    context = int(random.integers(1, 60))
+    lengths = -np.sort(-random.integers(1, min(context, 1 + seed) + 1, random.integers(0, 200)))
+    assert _best_fit_decreasing(lengths, context).tolist() == one_at_a_time(lengths, context)
 
 
 def test_nothing_and_next_to_nothing():
