@@ -10,12 +10,15 @@ import datetime
 import inspect
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from models.host import usable_cores
 from training.settings import ParallelSection
+
+T = TypeVar("T")
 
 
 class LaunchError(RuntimeError):
@@ -67,6 +70,11 @@ class Strategy:
     def is_main(self) -> bool:
         """Whether this rank writes files and talks."""
         return self.rank == 0
+
+    @property
+    def is_first_of_machine(self) -> bool:
+        """Whether this rank does, for its machine, what concerns a disk."""
+        return self.accelerator.is_local_main_process
 
     def prepare(self, objective: nn.Module) -> nn.Module:
         """The objective on its device, compiled and wrapped as the config says; call this one to train."""
@@ -120,6 +128,14 @@ class Strategy:
         total = torch.tensor(numbers, dtype=torch.float64)
         torch.distributed.all_reduce(total, group=self._hosts)
         return total.tolist()
+
+    def from_main(self, value: T) -> T:
+        """The main process's `value`, on every rank."""
+        if self.world == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, group=self._hosts)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

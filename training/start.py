@@ -64,26 +64,30 @@ def start(config: RunConfig, requests: Requests | None = None) -> Outcome:
 
 
 def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: contextlib.ExitStack) -> Prepared:
-    """Shards and tokenizer, made by the main process and found by the others."""
-    failure = None
-    if strategy.is_main:
-        try:
-            with requests.interruptible():  # what is prepared so far stays
-                held.enter_context(_claim(config.run.path))
-                prepared = prepare(config.data, _tokenizer_section(config))
-        except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
-            failure = error
-    failed, stopped = strategy.sum(failure is not None, requests.stop and strategy.is_main)  # where the others wait
-    if stopped:
-        raise KeyboardInterrupt
-    if failed:
-        raise failure or LaunchError("the main process could not prepare the data")
-    if not strategy.is_main:
-        try:
-            prepared = prepare(config.data, _tokenizer_section(config), log=lambda _text: None)
-        except (*CANNOT_START, OSError) as error:
-            print(f"process {strategy.rank}: {error}", file=sys.stderr)  # the main process has found nothing wrong
-            raise
+    """Shards and tokenizer: made by the main process, then found, or made, by the first of every other machine, for its
+    disk may be another. The others believe the main process: reading the corpus once a GPU would teach nothing more."""
+    prepared = None
+    for my_turn in (strategy.is_main, strategy.is_first_of_machine and not strategy.is_main):
+        failure = None
+        if my_turn:
+            try:
+                with requests.interruptible():  # what is prepared so far stays
+                    if strategy.is_main:
+                        held.enter_context(_claim(config.run.path))
+                    log = print if strategy.is_main else lambda _text: None
+                    prepared = prepare(config.data, _tokenizer_section(config), log)
+            except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
+                failure = error
+        # where the others wait
+        failed, stopped = strategy.sum(failure is not None, my_turn and requests.stop)
+        if stopped:
+            raise KeyboardInterrupt
+        if failed:
+            if failure and not strategy.is_main:
+                print(f"process {strategy.rank}: {failure}", file=sys.stderr)
+            raise failure or LaunchError("the process that prepares the data could not")
+    of_main = strategy.from_main(prepared)
+    prepared = prepared or of_main
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
 

@@ -27,7 +27,7 @@ from storage import folder
 from training import examine, resume
 from training.objectives import NextToken
 from training.optimizer import MuonAdamW
-from training.parallel import Strategy
+from training.parallel import LaunchError, Strategy
 from training.requests import Requests, Stopped
 from training.schedule import multiplier
 from training.settings import PhaseSection, RunConfig
@@ -321,8 +321,17 @@ class Trainer:
 
     def _restore(self) -> Path | None:
         """Take up the newest checkpoint of this run that verifies, else the weights of `init_from`, if there are any;
-        returns the checkpoint that the run goes on from."""
-        path, skipped = checkpoints.newest(self.folder / "checkpoints")
+        returns the checkpoint that the run goes on from. The main process looks for it; all take up the same one.
+
+        Raises:
+            LaunchError: a process does not see the checkpoint.
+        """
+        found = checkpoints.newest(self.folder / "checkpoints") if self.strategy.is_main else None
+        path, skipped = self.strategy.from_main(found)
+        (unseen,) = self.strategy.sum(path is not None and not path.is_dir())
+        if unseen:
+            raise LaunchError(f"{unseen:.0f} of {self.strategy.world} processes do not see {path}: give all machines "
+                              "the same run.folder, on a disk that they share")  # fmt: skip
         self.skipped, self.changes = skipped, []
         if path is not None:
             self.state, self.changes = resume.take_up(path, self.config, self.model_config, self.prepared)

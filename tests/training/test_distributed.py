@@ -4,17 +4,26 @@ Real launches through `accelerate launch`, on gloo. Equality is in loss at every
 in another order than sums over micro-batches.
 """
 
+import contextlib
+import os
 import re
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import training.start
+from data.prepare import Prepared
 from models import build_model
 from observe.metrics import MetricsLog
+from tests.conftest import ROOT
 from tests.training.sharded_start import CONFIG
+from tokenizer import Tokenizer
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TWO = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
@@ -60,6 +69,50 @@ def test_one_then_two_then_one_process_is_one_run(tiny, run, whole):
     finished = run(*ONE, *arguments)
     assert finished.returncode == 0 and "at step 17" in finished.stderr, finished.stderr
     assert_agree(whole, losses(arguments))
+
+
+def on_two_machines(folders: list[Path], arguments: list[str]) -> list[tuple[int, str]]:
+    """Two processes, each as the only one of its machine, with a disk of its own; (exit code, output) of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = []
+    for rank, folder in enumerate(folders):
+        folder.mkdir(exist_ok=True)
+        places = dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=port, ACCELERATE_USE_CPU="true")  # fmt: skip
+        environment = {**os.environ, **{name: str(value) for name, value in places.items()}}
+        command = [sys.executable, ROOT / "multigpu_train.py", "--config", ROOT / "tests" / "tiny.yaml", *arguments]
+        launched.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
+                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT))  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in launched]
+    return [(process.returncode, output) for process, output in zip(launched, outputs, strict=True)]
+
+
+def test_machines_without_a_common_disk_prepare_for_themselves_but_do_not_resume_apart(whole, tmp_path):
+    """A process that does not see the checkpoint would begin anew beside those that go on."""
+    machines = [tmp_path / "first", tmp_path / "second"]
+    ended = on_two_machines(machines, ["run.name=apart", "run.stop_after_steps=6"])
+    assert [code for code, _ in ended] == [75, 75], ended
+    assert all(list(machine.glob("shards/stories-*/dataset.json")) for machine in machines)
+    assert not (machines[1] / "runs").exists()
+    found = losses([f"run.folder={machines[0] / 'runs'}", "run.name=apart"])
+    assert_agree({step: whole[step] for step in range(1, 7)}, found)
+    ended = on_two_machines(machines, ["run.name=apart"])
+    assert [code for code, _ in ended] == [2, 2]
+    assert "1 of 2 processes do not see runs/apart/checkpoints/step-00000006" in ended[0][1]
+
+
+def test_only_the_first_process_of_a_machine_reads_the_corpus(tmp_path, monkeypatch):
+    """The others take what it has verified."""
+    prepared = Prepared(Tokenizer.train(["a b c"], 1024), {"stories": tmp_path, "unused": tmp_path})
+    monkeypatch.setattr(training.start, "prepare", lambda *_: pytest.fail("it was prepared again"))
+    neighbour = SimpleNamespace(is_main=False, is_first_of_machine=False, rank=1, sum=lambda *flags: list(flags),
+                                from_main=lambda _: prepared)  # fmt: skip
+    config = SimpleNamespace(phases=[SimpleNamespace(data={"stories": 1.0})])
+    with contextlib.ExitStack() as held:
+        found = training.start._prepare(config, neighbour, SimpleNamespace(stop=False), held)
+    assert found.tokenizer is prepared.tokenizer and found.sources == {"stories": tmp_path}
 
 
 def test_two_processes_drop_what_one_drops(tiny, run):
