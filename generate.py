@@ -28,7 +28,7 @@ def main() -> int:
 
     from checkpoints import CheckpointError, load_model
     from models.decoding import compile_steps, generate
-    from models.small_weights import for_decoding
+    from models.inference import for_decoding
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -74,8 +74,8 @@ def measure(side: str, recipe: str, tokens: int) -> dict[str, Any]:
 def _ours(config: Any, weights: str) -> Any:
     from models import build_model
     from models.decoding import generate
+    from models.inference import for_decoding
     from models.sampling import Sampling
-    from models.small_weights import for_decoding
 
     model = for_decoding(build_model(config).eval(), weights)
     return lambda prompt, new: len(generate(model, [prompt], new, sampling=Sampling(temperature=0))[0])

@@ -77,12 +77,12 @@ class State:
         if self.length + new > self.end:
             raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
 
-    def positions(self, new: int, device: torch.device) -> Tensor | slice:
-        """Of the next `new` tokens: a range that all sequences share, or with padding, which does not count, [B, new].
-        What is past a sequence's context has its last position."""
-        if self.left_padding is None:
-            return slice(self.length, self.length + new)
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        """Of the next `new` tokens, [B or 1, new] int64. Padding does not count; what is past a sequence's context has
+        its last position."""
         positions = torch.arange(self.length, self.length + new, device=device)[None]
+        if self.left_padding is None:
+            return positions
         return (positions - self.left_padding[:, None]).clamp(0, self.context - 1)
 
     def advance(self, new: int) -> None:

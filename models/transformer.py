@@ -85,8 +85,8 @@ class RotaryTable(nn.Module):
             self.compute()
         return self
 
-    def forward(self, positions: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, T, 1, D] at `positions` [B or 1, T], or at a range that all rows share."""
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, T, 1, D] at `positions` [B or 1, T]."""
         cos, sin = self.cos[positions], self.sin[positions]
         return cos.unsqueeze(-2), sin.unsqueeze(-2)
 
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.key = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.value = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.output = Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
-        self.joined: nn.Module | None = None  # query, key and value in one, for decoding (models/small_weights.py)
+        self.joined: nn.Module | None = None  # query, key and value in one, for decoding (models/inference.py)
         self.query_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
 
@@ -290,14 +290,10 @@ class Transformer(nn.Module):
         """[B, T, V] of hidden states [B, T, d_model]."""
         return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
-    def _embed(self, input_ids: Tensor, positions: Tensor | slice) -> Tensor:
+    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """[B, T, d_model] that enters the first block."""
         x = self.embedding(input_ids) * self.config.embedding_scale
-        if self.config.positions != "learned":
-            return x
-        if isinstance(positions, slice):
-            positions = torch.arange(positions.start, positions.stop, device=input_ids.device)
-        return x + self.position_embedding(positions)
+        return x + self.position_embedding(positions) if self.config.positions == "learned" else x
 
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
@@ -326,7 +322,7 @@ class Transformer(nn.Module):
         state.advance(input_ids.shape[1])
         return self._logits(self.final_norm(x))
 
-    def _rotations(self, positions: Tensor | slice) -> tuple[Rotation, Rotation]:
+    def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
         """(cos, sin) of windowed layers, then of global ones."""
         if self.config.positions == "learned":
             return None, None

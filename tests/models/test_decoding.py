@@ -7,8 +7,8 @@ import torch
 
 from models import ModelConfig
 from models.decoding import compile_steps, filter_logits, generate, prefill
+from models.inference import for_decoding
 from models.sampling import Sampling
-from models.small_weights import for_decoding
 
 SMALL = ModelConfig(vocab_size=61, context=96, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
                     global_every=3, embedding_scale=1.5)  # fmt: skip
