@@ -46,7 +46,7 @@ lint: $(READY_DEV)
 bench: $(if $(NAME),$(READY))
 ifeq ($(NAME),)
 	@echo 'make bench NAME=... with one of:'
-	@grep -l '^if __name__' benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'
+	@grep -l 'result\.parser(' benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'
 else
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 endif

@@ -180,9 +180,9 @@ class Watch:
             return
         settings = self.config.watch
         with self.strategy.autocast():
-            for prompt in settings.sample_prompts:
+            for number, prompt in enumerate(settings.sample_prompts):
                 ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-                sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.config.run.seed)
+                sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.config.run.seed + number)
                 (new,) = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling, on_token,
                                   tokenizer.vocab_size)  # fmt: skip
                 text = tokenizer.decode(new)
