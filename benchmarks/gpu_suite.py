@@ -6,10 +6,12 @@ minutes on one card; --recipes names some. Without a GPU the same checks run sma
 skipped is listed with the reason. Exit codes: 0 all checks hold, 1 one does not.
 """
 
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,11 @@ def main() -> int:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     skipped = [] if device.type == "cuda" else ["no CUDA device: everything ran small, on the CPU"]
-    sections: dict[str, list[Row]] = {"attention": attention_rows(device)}
+    sections: dict[str, list[Row]] = {"attention": attention_rows(device, skipped)}
     sections["training"] = training_rows(device, arguments.recipes, skipped)
-    sections["checkpoint"] = [checkpoint_row(device)]
+    sections["checkpoint"] = []
+    with _not_alone(sections["checkpoint"], {"check": "round trip"}, skipped):
+        sections["checkpoint"].append(checkpoint_row(device))
     skipped.append("several cards, NCCL and sharded strategies: one card cannot show them")
     for name, rows in sections.items():
         print(f"\n{name}\n{result.table(rows)}")
@@ -60,15 +64,16 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def attention_rows(device: torch.device) -> list[Row]:
+def attention_rows(device: torch.device, skipped: list[str]) -> list[Row]:
     """Relative error of attention's output and gradients against float64, in fp32 (TF32 off) and, on CUDA, bf16."""
     rows = []
     allowed = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
     for name, shape in SHAPES.items():
         for dtype in [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else []):
-            errors = attention_errors(device, dtype, *shape)
-            worst = max(errors.values())
-            rows.append({"shape": name, "dtype": str(dtype)[6:], **errors, "holds": worst <= allowed[dtype]})
+            about = {"shape": name, "dtype": str(dtype)[6:]}
+            with _not_alone(rows, about, skipped):
+                errors = attention_errors(device, dtype, *shape)
+                rows.append({**about, **errors, "holds": max(errors.values()) <= allowed[dtype]})
     return rows
 
 
@@ -106,20 +111,26 @@ def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) 
     cuda = device.type == "cuda"
     for name, config in {name: result.recipe_model(name) for name in recipes}.items() if cuda else [("tiny", TINY)]:
         micro_batch = max(1, BATCH_TOKENS // config.context) if cuda else 4
-        for compiled in [False, True] if device.type == "cuda" else [False]:
-            rows.append(_caught(lambda n=name, c=config, m=micro_batch, x=compiled: training_row(device, n, c, m, x),
-                                f"{name}, compile={compiled}", skipped))  # fmt: skip
-    if device.type != "cuda":
+        for compiled in [False, True] if cuda else [False]:
+            with _not_alone(rows, {"model": name, "compile": compiled}, skipped):
+                rows.append(training_row(device, name, config, micro_batch, compiled))
+    if not cuda:
         skipped.append("torch.compile: takes minutes on a CPU")
-    return [row for row in rows if row]
+    return rows
 
 
-def _caught(measure: Callable[[], Row], what: str, skipped: list[str]) -> Row | None:
+@contextlib.contextmanager
+def _not_alone(rows: list[Row], about: Row, skipped: list[str]) -> Iterator[None]:
+    """Around one of several measurements, so that the others are made whatever becomes of it: one that does not fit the
+    card is skipped, one that fails is a row that does not hold, with the reason."""
+    told = ", ".join(f"{key} {value}" for key, value in about.items())
     try:
-        return measure()
+        yield
     except torch.OutOfMemoryError:
-        skipped.append(f"{what}: does not fit this card")
-        return None
+        skipped.append(f"{told}: does not fit this card")
+    except Exception as error:  # noqa: BLE001  whatever a kernel or its compiler raises
+        traceback.print_exc()
+        rows.append({**about, "error": f"{type(error).__name__}: {str(error).strip()[:300]}", "holds": False})
     finally:
         torch._dynamo.reset()  # or one model's compilations would count against the next one's
         if torch.cuda.is_available():

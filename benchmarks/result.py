@@ -106,10 +106,10 @@ def stock_llama(config: Any, **options: Any) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with equal keys as an aligned table."""
+    """Rows as an aligned table with every key that one of them has."""
     if not rows:
         return "(nothing)"
-    keys = list(rows[0])
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys, *([_text(row.get(key)) for key in keys] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(keys))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]

@@ -21,5 +21,24 @@ def test_a_broken_kernel_fails_the_suite(monkeypatch):
 
     exact = gpu_suite.attention
     monkeypatch.setattr(gpu_suite, "attention", lambda q, k, v, window, mask: exact(q, k, v, window, mask) * 1.001)
-    rows = gpu_suite.attention_rows(torch.device("cpu"))
+    rows = gpu_suite.attention_rows(torch.device("cpu"), [])
     assert rows and not any(row["holds"] for row in rows)
+
+
+def test_what_fails_or_does_not_fit_leaves_the_others_their_turn(monkeypatch):
+    import torch
+
+    from benchmarks import gpu_suite
+
+    trained = iter([RuntimeError("no kernel image"), torch.OutOfMemoryError("out of memory"), None])
+
+    def training_row(*_):
+        if error := next(trained):
+            raise error
+        return {"model": "tiny", "holds": True}
+
+    monkeypatch.setattr(gpu_suite, "training_row", training_row)
+    skipped = []
+    rows = [row for _ in range(3) for row in gpu_suite.training_rows(torch.device("cpu"), [], skipped)]
+    assert [row["holds"] for row in rows] == [False, True] and "no kernel image" in rows[0]["error"]
+    assert "model tiny, compile False: does not fit this card" in skipped
