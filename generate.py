@@ -27,7 +27,8 @@ def main() -> int:
     import torch
 
     from checkpoints import CheckpointError, load_model
-    from models.decoding import compile_steps, generate
+    from models.compilation import compile_steps
+    from models.decoding import generate
     from models.inference import for_decoding
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")

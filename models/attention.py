@@ -5,7 +5,7 @@ layers never see a T x T mask. Two kernels do the work, and `choose_kernel` alon
 
     banded   anywhere: queries are cut into chunks of `window`, and each chunk meets only its own keys and the chunk
              before it, as small dense problems for SDPA, on a CPU a few at a time. Layers that see everything take SDPA
-             as it is, with a T x T mask where documents are packed.
+             too; where documents are packed, on a CPU with a T x T mask, elsewhere some queries at a time.
     flex     CUDA: flex_attention (Dong et al. 2024), compiled, which visits only the blocks of 128 x 128 that window,
              document and causality leave, and never has a dense mask.
 
@@ -15,18 +15,32 @@ O(T * window). Shapes: B batch, T tokens, H query heads, K key/value heads (K di
 
 import dataclasses
 import functools
+import os
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils.checkpoint import checkpoint
+
+from models import compilation
 
 AT_ONCE = 1024  # queries of windowed layers on a CPU
+PART = 256  # queries of layers that see everything, where a T x T mask would be needed and there is no flex attention
 BLOCK = 128  # queries, and keys, of one block that flex attention visits or skips
-MOST_COMPILATIONS = 64  # shapes and windows of one run; beyond dynamo's limit of 8 it would fall back to dense scores
-Mask = Tensor | BlockMask | None  # what a layer may see; None: plain causality says it all
+
+
+class Documents(NamedTuple):
+    """What layers that see everything may see, where their masks are made in parts."""
+
+    segments: Tensor  # [B, T], as in Layout
+
+
+Mask = Tensor | BlockMask | Documents | None  # what a layer may see; None: plain causality says it all
 
 
 class Kernel(NamedTuple):
@@ -37,17 +51,23 @@ class Kernel(NamedTuple):
 
 
 @functools.cache
-def choose_kernel(device: torch.device, d_head: int) -> Kernel:
-    """The kernel for heads of width `d_head` on `device`."""
+def choose_kernel(device: torch.device, d_head: int, dtype: torch.dtype) -> Kernel:
+    """The kernel for heads of width `d_head` on `device`, of queries of `dtype`."""
     if device.type != "cuda":
         return Kernel("banded", f"flex attention's compiled kernels need CUDA, this is {device.type}")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 0):
-        has = ".".join(map(str, capability))
-        return Kernel("banded", f"flex attention needs compute capability 8.0, this GPU has {has}")
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    if float(capability) < 8:
+        return Kernel("banded", f"flex attention needs compute capability 8.0, this GPU has {capability}")
     if d_head < 16:
         return Kernel("banded", f"flex attention needs heads of width 16, these have {d_head}")
-    return Kernel("flex", "CUDA")
+    if find_spec("triton") is None or not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        return Kernel("banded", "flex attention is compiled by Triton and a C compiler: install both to be faster")
+    needed = 128 * d_head * 2 * dtype.itemsize  # bytes: a block of queries, and as much of keys and values on their way
+    there = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    if dtype == torch.float32 and needed > there:
+        return Kernel("banded", f"flex attention in fp32 needs {needed:,} bytes of shared memory for heads of width "
+                                f"{d_head}, this GPU has {there:,}: bf16 needs half")  # fmt: skip
+    return Kernel("flex", f"compiled for compute capability {capability}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +95,11 @@ class Layout:
         if self.segments is None and not banded:
             return None
         if self.kernel == "flex":
+            _prepare_flex(self.positions.device.type)
             return self._block_mask(window if banded else None)
-        return self._band_mask(window) if banded else self._full_mask()
+        if banded:
+            return self._band_mask(window)
+        return self._full_mask() if self.positions.device.type == "cpu" else Documents(self.segments)
 
     def _block_mask(self, window: int | None) -> BlockMask:
         """Which blocks of keys each block of queries has to visit, and which of those need no look inside.
@@ -142,22 +165,52 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mas
     """
     grouped = query.shape[1] != key.shape[1]
     if isinstance(mask, BlockMask):
-        return _flex_kernel(query.device.type)(query, key, value, block_mask=mask, enable_gqa=grouped)
+        return _flex[query.device.type](query, key, value, block_mask=mask, enable_gqa=grouped)
+    if isinstance(mask, Documents):
+        return _in_parts(query, key, value, mask.segments)
     if _is_banded(window, query.shape[2]):
         return _banded(query, key, value, window, mask)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
-@functools.cache
-def _flex_kernel(device_type: str) -> Callable[..., Tensor]:
-    """flex_attention, compiled for CUDA; elsewhere its own slow form, with which tests look at the masks."""
-    if device_type != "cuda":
-        return flex_attention
-    import torch._dynamo
+_flex: dict[str, Callable[..., Tensor]] = {"cpu": flex_attention}  # by device; the CPU's slow form is for tests
 
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MOST_COMPILATIONS))
-    return torch.compile(flex_attention)
+
+def _prepare_flex(device_type: str) -> None:
+    """Before the blocks run: within a compiled block there is nothing left to decide."""
+    if device_type not in _flex:
+        compilation.allow_many()
+        _flex[device_type] = torch.compile(flex_attention, dynamic=False)
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """SDPA of queries [N, H, t, D] over [N, K, S, D] with `mask` [N or 1, 1, t, S], a group's queries one below the
+    other. With `enable_gqa`, CUDA's kernels that take a mask, or fp32, would have the keys copied out."""
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    below = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [N, K, H/K * t, D]
+    mask = None if mask is None else mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(below, key, value, attn_mask=mask)
+    return out.unflatten(2, (groups, -1)).flatten(1, 2)
+
+
+def _in_parts(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
+    """Causal attention within documents, some queries at a time; their mask is made where it is used, forward and
+    backward, and not kept in between."""
+
+    def part(query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        end = key.shape[2]
+        places = torch.arange(end, device=query.device)
+        mask = (segments[:, start:end, None] == segments[:, None, :end]) & (places[start:, None] >= places)
+        return _masked(query, key, value, mask[:, None])
+
+    parts = []
+    for start in range(0, query.shape[2], PART):
+        end = start + PART
+        some = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
+        parts.append(checkpoint(part, *some, start, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(parts, dim=2)
 
 
 def _is_banded(window: int | None, length: int) -> bool:
@@ -185,8 +238,7 @@ def _solve(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     What stands before the first chunk of a row is the end of the row above, which the mask hides.
     """
     keys, values = (torch.cat([F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], x], dim=2) for x in (key, value))
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
+    return _masked(query, keys, values, mask)
 
 
 def _solve_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -266,8 +318,7 @@ def attend_to_cache(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
     Returns: [B, H, t, D] in query's dtype.
     """
     key, value = key.to(query.dtype), value.to(query.dtype)  # a cache may be older than the autocast it is read under
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=grouped)
+    return _masked(query, key, value, visible)
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, window: int | None, document_ids: Tensor | None) -> Tensor:

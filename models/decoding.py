@@ -118,15 +118,8 @@ def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None
     return logits
 
 
-def compile_steps(model: torch.nn.Module) -> None:
-    """Let torch.compile make kernels of each block's decoding step. The first tokens then take minutes, the others
-    less time than before where Python is what they wait for: on GPUs, and for small models."""
-    for block in model.blocks:
-        block.step = torch.compile(block.step)
-
-
 def prefill(model: torch.nn.Module, input_ids: Tensor, state: State, chunk: int = 512) -> Tensor:
-    """Feed `input_ids` [B, T] in chunks, so that masks stay small; returns the last token's logits [B, V]."""
+    """Feed `input_ids` [B, T], T > 0, in chunks, so that masks stay small; returns the last token's logits [B, V]."""
     for start in range(0, input_ids.shape[1], chunk):
         logits = model.step(input_ids[:, start : start + chunk], state)
     return logits[:, -1]
@@ -156,6 +149,8 @@ def generate(
     Raises:
         ValueError: a prompt is empty or fills the context.
     """
+    if not prompts:
+        return []
     sampling = sampling or Sampling()
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:

@@ -17,19 +17,28 @@ class Dropout:
     Args:
         seeds: [B] int64, one a sample.
         rate: share of elements that become 0; the others are scaled up so that the mean stays.
+        first: scalar int32, the place from which this part of the model counts its dropouts. A tensor, because what is
+            compiled for one layer would not fit another's number.
     """
 
     seeds: Tensor
     rate: float
+    first: Tensor
+
+    @staticmethod
+    def of(seeds: Tensor, rate: float, first: int = 0) -> "Dropout":
+        """For the part of the model whose dropouts are the places from `first` on."""
+        return Dropout(seeds, rate, torch.full((), first, dtype=torch.int32, device=seeds.device))
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
-        """`x` [B, ...] with elements dropped; `place` tells the model's dropouts apart."""
+        """`x` [B, ...] with elements dropped; `place`, from 0, tells the dropouts of one part apart."""
         return x * (self.kept(x.shape, place).to(x.dtype) / (1 - self.rate))
 
     def kept(self, shape: torch.Size, place: int) -> Tensor:
         """[shape] bool, False where an element is dropped."""
         low, high = self.seeds.to(torch.int32), (self.seeds >> 32).to(torch.int32)  # conversion keeps the low bits
-        keys = _hash(_hash(_hash(low + 0x3C6EF372) ^ high) + place)  # one after the other: no two places trade roles
+        # one hash after the other, so that no two places trade roles
+        keys = _hash(_hash(_hash(low + 0x3C6EF372) ^ high) + (self.first + place))
         elements = torch.arange(shape[1:].numel(), dtype=torch.int32, device=self.seeds.device)
         threshold = int(self.rate * 2**32) - 2**31  # a hash is even over all int32
         return (_hash(elements[None] ^ keys[:, None]) >= threshold).view(shape)

@@ -172,9 +172,10 @@ class GELU(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each on a normalised copy of the residual stream."""
 
+    DROPOUTS = 2
+
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer = layer
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
         self.feed_forward_norm = make_norm(config)
@@ -182,9 +183,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask, dropout: Dropout | None = None) -> Tensor:
         update = self.attention(self.attention_norm(x), rotation, mask)
-        x = x + (dropout(update, 2 * self.layer + 1) if dropout else update)
+        x = x + (dropout(update, 0) if dropout else update)
         update = self.feed_forward(self.feed_forward_norm(x))
-        return x + (dropout(update, 2 * self.layer + 2) if dropout else update)
+        return x + (dropout(update, 1) if dropout else update)
 
     def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, state: State) -> Tensor:
         x = x + self.attention.step(self.attention_norm(x), rotation, cache, state)
@@ -268,17 +269,17 @@ class Transformer(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} tokens do not fit the model's context of {self.config.context}")
-        kernel = choose_kernel(input_ids.device, self.config.d_head).name
+        kernel = choose_kernel(input_ids.device, self.config.d_head, self._activation_dtype()).name
         layout = Layout.of(document_ids, length, input_ids.device, kernel)
         rotations = self._rotations(layout.positions)
         masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}
-        dropout = None
-        if self.training and self.config.dropout and dropout_seeds is not None:
-            dropout = Dropout(dropout_seeds, self.config.dropout)
+        drops = self.training and self.config.dropout > 0 and dropout_seeds is not None
         x = self._embed(input_ids, layout.positions)
-        x = dropout(x, 0) if dropout else x
-        for block in self.blocks:
+        x = Dropout.of(dropout_seeds, self.config.dropout)(x, 0) if drops else x
+        for layer, block in enumerate(self.blocks):
             window = block.attention.window
+            place = 1 + layer * Block.DROPOUTS
+            dropout = Dropout.of(dropout_seeds, self.config.dropout, place) if drops else None
             arguments = (x, rotations[window is None], masks[window], dropout)
             if self.training and self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -295,14 +296,18 @@ class Transformer(nn.Module):
         x = self.embedding(input_ids) * self.config.embedding_scale
         return x + self.position_embedding(positions) if self.config.positions == "learned" else x
 
+    def _activation_dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
+        weight = self.embedding.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype if weight.is_floating_point() else torch.float32  # int8 weights have fp32 activations
+
     def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
-        weight = self.embedding.weight
-        dtype = weight.dtype if weight.is_floating_point() else torch.float32  # int8 weights have fp32 activations
-        if torch.is_autocast_enabled(weight.device.type):
-            dtype = torch.get_autocast_dtype(weight.device.type)
+        device, dtype = self.embedding.weight.device, self._activation_dtype()
         caches = [
-            LayerCache(batch, self.config.n_kv_heads, entries, self.config.d_head, weight.device, dtype)
+            LayerCache(batch, self.config.n_kv_heads, entries, self.config.d_head, device, dtype)
             for entries in self.config.cache_entries()
         ]
         return State(caches, self.config.context, left_padding)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.compilation import compile_blocks
 from models.host import usable_cores
 from training.settings import ParallelSection
 
@@ -80,8 +81,7 @@ class Strategy:
         """The objective on its device, compiled and wrapped as the config says; call this one to train."""
         objective.to(self.device)
         if self.section.compile:
-            for block in objective.model.blocks:
-                block.compile()  # in place, so that weights keep their names
+            compile_blocks(objective.model)
         if self.world == 1:
             return objective
         wrapper = nn.parallel.DistributedDataParallel

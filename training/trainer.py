@@ -72,7 +72,7 @@ class Trainer:
         resumed = self._restore()
         self.total_steps = self._total_steps()
         self.watch = Watch(config, strategy, self.model_config, self.total_steps, resumed, self.state)
-        kernel = choose_kernel(strategy.device, self.model_config.d_head)
+        kernel = choose_kernel(strategy.device, self.model_config.d_head, strategy.dtype)
         self.watch.say(f"attention: {kernel.name} ({kernel.reason})")
         self._unread = StepLog(strategy)
         self._saved_at = time.monotonic()

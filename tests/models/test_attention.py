@@ -1,12 +1,13 @@
 """Attention against its definition: values, gradients, masks, and that a windowed layer never makes a T x T tensor."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import models.attention
-from models.attention import BLOCK, Layout, attend_to_cache, attention, choose_kernel, reference
+from models.attention import BLOCK, Documents, Layout, attend_to_cache, attention, choose_kernel, reference
 
 LENGTH = 37
 DOCUMENTS = {
@@ -221,17 +222,61 @@ def test_flex_masks_are_made_without_a_dense_tensor(recorder):
     assert recorder.largest <= 4 * 8192
 
 
-def test_the_kernel_is_chosen_by_device_with_a_reason(monkeypatch):
-    assert choose_kernel(torch.device("cpu"), 64).name == "banded"
-    for capability, width, name, reason in (
-        ((9, 0), 64, "flex", "CUDA"), ((8, 0), 16, "flex", "CUDA"), ((7, 5), 64, "banded", "has 7.5"),
-        ((8, 9), 8, "banded", "heads of width 16, these have 8"),
-    ):  # fmt: skip
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, capability=capability: capability)
-        choose_kernel.cache_clear()
-        chosen = choose_kernel(torch.device("cuda"), width)
-        assert chosen.name == name and reason in chosen.reason
+@pytest.mark.parametrize(
+    ("capability", "shared", "width", "dtype", "compiler", "name", "reason"),
+    [
+        ((9, 0), 232_448, 64, torch.bfloat16, True, "flex", "capability 9.0"),
+        ((12, 0), 101_376, 128, torch.bfloat16, True, "flex", "capability 12.0"),
+        ((8, 0), 166_912, 16, torch.float32, True, "flex", "capability 8.0"),
+        ((7, 5), 65_536, 64, torch.bfloat16, True, "banded", "has 7.5"),
+        ((8, 9), 101_376, 8, torch.bfloat16, True, "banded", "heads of width 16, these have 8"),
+        ((8, 9), 101_376, 64, torch.float32, True, "flex", "capability 8.9"),
+        ((8, 9), 101_376, 128, torch.float32, True, "banded", "fp32 needs 131,072 bytes of shared memory"),
+        ((9, 0), 232_448, 64, torch.bfloat16, False, "banded", "a C compiler"),
+    ],
+)
+def test_the_kernel_is_chosen_by_what_the_gpu_can_with_a_reason(
+    monkeypatch, capability, shared, width, dtype, compiler, name, reason
+):
+    assert choose_kernel(torch.device("cpu"), width, dtype).name == "banded"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    about = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: about)
+    monkeypatch.setattr(models.attention, "find_spec", lambda _name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(models.attention.shutil, "which", lambda _name: "/usr/bin/cc" if compiler else None)
     choose_kernel.cache_clear()
+    chosen = choose_kernel(torch.device("cuda"), width, dtype)
+    choose_kernel.cache_clear()
+    assert chosen.name == name and reason in chosen.reason
+
+
+# What packed rows get from layers that see everything where there is neither a CPU nor flex attention
+
+
+@pytest.mark.parametrize("documents", ["packed", "every token a document"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize("part", [1, 7, 37, 100])
+def test_masks_in_parts_equal_the_reference(monkeypatch, documents, heads, kv_heads, part):
+    monkeypatch.setattr(models.attention, "PART", part)
+    monkeypatch.setattr(Layout, "_full_mask", lambda layout: Documents(layout.segments))
+    assert_all_close(draw(heads, kv_heads), None, torch.tensor(DOCUMENTS[documents]), 1e-5)
+
+
+def test_masks_in_parts_are_never_as_large_as_the_whole_nor_kept(recorder):
+    """Forward and backward; and on any device but the CPU they are what such a layer gets."""
+    length, heads = 2048, 2
+    layout = Layout.of((torch.arange(length) // 300)[None], length, torch.device("cpu"))
+    inputs = draw(heads, 1, length, width=8, batch=1)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x), recorder:
+        out = attention(*inputs, None, Documents(layout.segments))
+    with recorder:
+        out.sum().backward()
+    assert recorder.largest <= heads * models.attention.PART * length < length * length
+    assert max(kept) <= length * 8 * heads
+    elsewhere = Layout.of(torch.zeros(1, 64, dtype=torch.int64, device="meta"), 64, torch.device("meta"))
+    assert isinstance(elsewhere.mask(None), Documents)
 
 
 @pytest.mark.parametrize("new", [1, 5])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models import ModelConfig
-from models.decoding import compile_steps, filter_logits, generate, prefill
+from models.compilation import compile_steps
+from models.decoding import filter_logits, generate, prefill
 from models.inference import for_decoding
 from models.sampling import Sampling
 

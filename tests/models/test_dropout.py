@@ -18,7 +18,7 @@ CONFIG = ModelConfig(vocab_size=61, context=48, n_layers=3, d_model=32, n_heads=
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_the_rate_is_kept_and_so_is_the_mean(rate):
-    dropout = Dropout(SEEDS, rate)
+    dropout = Dropout.of(SEEDS, rate)
     shares = dropout.kept(SHAPE, 3).float().mean(dim=(1, 2))
     error = 5 * (rate * (1 - rate) / SHAPE[1:].numel()) ** 0.5
     assert (shares - (1 - rate)).abs().max() < error
@@ -28,7 +28,7 @@ def test_the_rate_is_kept_and_so_is_the_mean(rate):
 
 def test_samples_places_and_neighbours_are_independent():
     """Any two masks, and a mask and itself moved by one, agree as often as chance would have it."""
-    dropout = Dropout(SEEDS, 0.3)
+    dropout = Dropout.of(SEEDS, 0.3)
     masks = [*dropout.kept(SHAPE, 0), *dropout.kept(SHAPE, 1), *dropout.kept(SHAPE, 2)]
     masks += [masks[0].roll(1, dims=0), masks[0].roll(1, dims=1)]
     for number, one in enumerate(masks):
@@ -37,9 +37,9 @@ def test_samples_places_and_neighbours_are_independent():
 
 
 def test_a_samples_mask_does_not_depend_on_its_batch():
-    whole = Dropout(SEEDS, 0.3).kept(SHAPE, 7)
+    whole = Dropout.of(SEEDS, 0.3).kept(SHAPE, 7)
     for row in range(6):
-        assert torch.equal(Dropout(SEEDS[row : row + 1], 0.3).kept(SHAPE[:0] + (1, *SHAPE[1:]), 7)[0], whole[row])
+        assert torch.equal(Dropout.of(SEEDS[row : row + 1], 0.3).kept(SHAPE[:0] + (1, *SHAPE[1:]), 7)[0], whole[row])
 
 
 def loss_and_gradients(config, rows, seeds, parts):

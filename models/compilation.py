@@ -1,0 +1,33 @@
+"""How torch.compile is used: block by block, so that all layers of a kind share what was compiled for one.
+
+Training compiles for the shapes that there are, a few for each phase; decoding lets a cache's length vary.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+MOST = 64  # compilations of one function: shapes, windows, and with or without gradients
+
+
+def allow_many() -> None:
+    """Raise dynamo's limit of 8, beyond which it gives up, and flex attention makes dense scores."""
+    import torch._dynamo
+
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MOST))
+
+
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compile each block's forward pass, in place, so that weights keep their names; `options` go to torch.compile."""
+    allow_many()
+    for block in model.blocks:
+        block.compile(dynamic=False, **options)
+
+
+def compile_steps(model: nn.Module) -> None:
+    """Compile each block's decoding step. The first tokens then take minutes, the others less time than before where
+    Python is what they wait for: on GPUs, and for small models."""
+    for block in model.blocks:
+        block.step = torch.compile(block.step)
