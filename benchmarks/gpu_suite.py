@@ -1,12 +1,13 @@
 """Everything that one GPU can show, in one command: python -m benchmarks.gpu_suite --json FILE
 
 Attention's values and gradients against the float64 reference, a short training run of every recipe that fits the card
-with and without torch.compile (tokens/s, MFU, peak memory beside the plan's), and a checkpoint's round trip. Under 8
-minutes on one card; --recipes names some. Without a GPU the same checks run small on the CPU and say so; what was
-skipped is listed with the reason. Exit codes: 0 all checks hold, 1 one does not.
+with and without torch.compile (tokens/s, MFU, peak memory beside the plan's), and a checkpoint's round trip. --recipes
+names some, to be done sooner. Without a GPU the same checks run small on the CPU and say so; what was skipped is listed
+with the reason. Exit codes: 0 all checks hold, 1 one does not.
 """
 
 import contextlib
+import gc
 import sys
 import tempfile
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 
 from benchmarks import result
@@ -24,11 +24,12 @@ from checkpoints import RunState, checkpoint, load_model
 from data.loader import Batch
 from models import ModelConfig, build_model
 from models.attention import Layout, attention, choose_kernel, reference
+from models.compilation import compile_blocks
 from observe import hardware
 from training.budget import memory_bytes
 from training.objectives import NextToken
 from training.optimizer import MuonAdamW
-from training.settings import PhaseSection, RunConfig
+from training.settings import OptimizerSection, PhaseSection, RunConfig
 
 Row = dict[str, Any]
 STEPS, WARMUP = 20, 5
@@ -37,9 +38,12 @@ SHAPES = {  # name: (batch, query heads, key/value heads, tokens, head width, wi
     "windowed": (2, 8, 2, 1024, 64, 128),
     "global": (2, 8, 2, 512, 64, None),
     "window does not divide": (1, 4, 4, 300, 32, 128),
+    "flow-1b, windowed": (1, 16, 8, 512, 128, 128),
+    "flow-1b, global": (1, 16, 8, 512, 128, None),
 }
 RECIPES = ("helium-13m", "helium-nano-45m", "slm-tinystories", "smollm-135m", "smolm135", "flow-qwen", "flow-1b")
-BATCH_TOKENS = 16384  # of one micro-batch on a GPU
+BATCH_TOKENS = 16384  # of one micro-batch on a GPU, halved until it fits
+DOCUMENTS = 3  # packed in a row
 TINY = ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, window=32, context=128)
 
 
@@ -94,8 +98,8 @@ def attention_errors(
         return torch.randn(batch, n, tokens, width, generator=generator).to(device, dtype).requires_grad_()
 
     query, key, value = draw(heads), draw(kv), draw(kv)
-    documents = (torch.arange(tokens) * 3 // tokens).expand(batch, tokens).to(device)
-    layout = Layout.of(documents, tokens, device, choose_kernel(device, width).name)
+    documents = (torch.arange(tokens) * DOCUMENTS // tokens).expand(batch, tokens).to(device)
+    layout = Layout.of(documents, tokens, device, choose_kernel(device, width, dtype).name)
     weight = torch.randn(batch, heads, tokens, width, generator=generator).to(device, dtype)
     out = attention(query, key, value, window, layout.mask(window))
     ours = [out, *torch.autograd.grad((out * weight).sum(), (query, key, value))]
@@ -109,14 +113,38 @@ def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) 
     """Tokens/s, MFU and memory of a short training run, compiled and not, on the same batch."""
     rows = []
     cuda = device.type == "cuda"
-    for name, config in {name: result.recipe_model(name) for name in recipes}.items() if cuda else [("tiny", TINY)]:
-        micro_batch = max(1, BATCH_TOKENS // config.context) if cuda else 4
+    for name in recipes if cuda else ["tiny"]:
+        config = result.recipe_model(name) if cuda else TINY
+        settings = result.recipe(name).optimizer if cuda else OptimizerSection()
+        most = max(1, BATCH_TOKENS // config.context) if cuda else 4
         for compiled in [False, True] if cuda else [False]:
             with _not_alone(rows, {"model": name, "compile": compiled}, skipped):
-                rows.append(training_row(device, name, config, micro_batch, compiled))
+                rows.append(_largest_that_fits(device, name, config, settings, most, compiled))
     if not cuda:
         skipped.append("torch.compile: takes minutes on a CPU")
     return rows
+
+
+def _largest_that_fits(
+    device: torch.device, name: str, config: ModelConfig, settings: OptimizerSection, micro_batch: int, compiled: bool
+) -> Row:
+    while True:
+        try:
+            return training_row(device, name, config, settings, micro_batch, compiled)
+        except torch.OutOfMemoryError:
+            if micro_batch == 1:
+                raise
+        _free()  # here, where the error no longer holds on to what it interrupted
+        micro_batch //= 2
+
+
+def _free() -> None:
+    """Let go of the last model, and of its compilations, which would count against the next one's."""
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -131,46 +159,47 @@ def _not_alone(rows: list[Row], about: Row, skipped: list[str]) -> Iterator[None
     except Exception as error:  # noqa: BLE001  whatever a kernel or its compiler raises
         traceback.print_exc()
         rows.append({**about, "error": f"{type(error).__name__}: {str(error).strip()[:300]}", "holds": False})
-    finally:
-        torch._dynamo.reset()  # or one model's compilations would count against the next one's
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    _free()
 
 
-def training_row(device: torch.device, name: str, config: ModelConfig, micro_batch: int, compiled: bool) -> Row:
-    """Train `STEPS` steps on one repeated batch, in bf16 on CUDA; the loss must fall below its start."""
+def training_row(
+    device: torch.device, name: str, config: ModelConfig, settings: OptimizerSection, micro_batch: int, compiled: bool
+) -> Row:
+    """Train `STEPS` steps on one repeated batch, in bf16 on CUDA, as the trainer does; the loss must fall."""
     torch.manual_seed(0)
     objective = NextToken(build_model(config, device=device)).train()
-    optimizer = MuonAdamW(objective.model.named_parameters(), newton_schulz_dtype=torch.bfloat16)
+    optimizer = MuonAdamW.of(objective.model, settings)
     if compiled:
-        for block in objective.model.blocks:
-            block.compile()
+        compile_blocks(objective.model)
     tokens = torch.randint(0, config.vocab_size, (micro_batch, config.context + 1), device=device)
-    documents = (torch.arange(config.context, device=device) * 3 // config.context).expand(micro_batch, -1)
+    documents = (torch.arange(config.context, device=device) * DOCUMENTS // config.context).expand(micro_batch, -1)
     seeds = torch.arange(micro_batch, device=device)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], documents, seeds, seeds)
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
     losses, began = [], 0.0
     for step in range(STEPS + WARMUP):
         if step == WARMUP:
             _wait(device)
             began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype, enabled=cuda):
             loss, trained, _ = objective(batch)
         (loss / trained).backward()
-        optimizer.step()
+        grad_norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), settings.clip or float("inf"), foreach=True)
+        optimizer.step(only_if=grad_norm.isfinite())
         optimizer.zero_grad()
         losses.append(loss.detach() / trained)
     _wait(device)
     rate = STEPS * micro_batch * config.context / (time.perf_counter() - began)
-    flops = config.flops_per_token(config.context)
-    cuda = device.type == "cuda"
-    peak = hardware.peak_flops(torch.cuda.get_device_name(), torch.bfloat16) if cuda else None
+    flops = config.flops_per_token(config.context // DOCUMENTS)  # keys of other documents are not looked at
+    peak = hardware.peak_flops(torch.cuda.get_device_name(), dtype) if cuda else None
     return {
         "model": name,
-        "attention": choose_kernel(device, config.d_head).name,
+        "attention": choose_kernel(device, config.d_head, dtype).name,
         "compile": compiled,
+        "micro_batch": micro_batch,
         "tokens_per_second": rate,
         "mfu": hardware.flops_utilization(rate, flops, peak),
         "peak_memory": torch.cuda.max_memory_allocated() if cuda else None,

@@ -81,14 +81,19 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
+def recipe(name: str) -> Any:
+    """The RunConfig of configs/NAME.yaml."""
+    from settings import read, validate
+    from training.settings import RunConfig
+
+    return validate(RunConfig, read(ROOT / "configs" / f"{name}.yaml"))
+
+
 def recipe_model(name: str, **changes: Any) -> Any:
     """The ModelConfig of configs/NAME.yaml, with changes."""
     import dataclasses
 
-    from settings import read, validate
-    from training.settings import RunConfig
-
-    config = validate(RunConfig, read(ROOT / "configs" / f"{name}.yaml"))
+    config = recipe(name)
     shape = config.model.config(config.model.vocab_size or config.tokenizer.vocab_size, config.longest_context)
     return dataclasses.replace(shape, **changes)
 

@@ -8,10 +8,14 @@ trainer sets it at each step from the schedule. Matrices of one shape are orthog
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+if TYPE_CHECKING:
+    from training.settings import OptimizerSection
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values towards 1
 MOST_STACKED = 2**26  # elements orthogonalised in one batch: a big model's matrices together would fill the memory
@@ -74,6 +78,22 @@ class MuonAdamW(torch.optim.Optimizer):
         self.steps_taken = torch.zeros((), device=device)  # of AdamW's bias correction
         super().__init__([group for group in groups if group["params"]], {"lr": 0.0})
         self.set_learning_rate(1.0)
+
+    @classmethod
+    def of(cls, model: nn.Module, settings: "OptimizerSection") -> "MuonAdamW":
+        """For `model`, on the device where it is, as the config says."""
+        named = dict(model.named_parameters())
+        on_cuda = next(iter(named.values())).device.type == "cuda"
+        use_bf16 = settings.newton_schulz == "bf16" or (settings.newton_schulz == "auto" and on_cuda)
+        return cls(
+            named.items(),
+            muon_lr=settings.muon_lr,
+            adamw_lr=settings.adamw_lr,
+            momentum=settings.momentum,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            newton_schulz_dtype=torch.bfloat16 if use_bf16 else torch.float32,
+        )
 
     def set_learning_rate(self, multiplier: float) -> None:
         """Every group's learning rate becomes `multiplier` times its peak."""

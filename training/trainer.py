@@ -68,7 +68,7 @@ class Trainer:
         self.model = build_model(self.model_config, config.run.seed)
         self.objective = NextToken(self.model)
         self.wrapped = strategy.prepare(self.objective)
-        self.optimizer = self._build_optimizer()
+        self.optimizer = MuonAdamW.of(self.model, config.optimizer)
         resumed = self._restore()
         self.total_steps = self._total_steps()
         self.watch = Watch(config, strategy, self.model_config, self.total_steps, resumed, self.state)
@@ -345,21 +345,6 @@ class Trainer:
             self.strategy.load_state(self.model, weights)
         self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared)
         return path
-
-    def _build_optimizer(self) -> MuonAdamW:
-        settings = self.config.optimizer
-        use_bf16 = settings.newton_schulz == "bf16" or (
-            settings.newton_schulz == "auto" and self.strategy.device.type == "cuda"
-        )
-        return MuonAdamW(
-            self.model.named_parameters(),
-            muon_lr=settings.muon_lr,
-            adamw_lr=settings.adamw_lr,
-            momentum=settings.momentum,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            newton_schulz_dtype=torch.bfloat16 if use_bf16 else torch.float32,
-        )
 
     def _loader(self, phase: PhaseSection) -> PhaseLoader:
         return PhaseLoader(

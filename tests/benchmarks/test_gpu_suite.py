@@ -30,15 +30,21 @@ def test_what_fails_or_does_not_fit_leaves_the_others_their_turn(monkeypatch):
 
     from benchmarks import gpu_suite
 
-    trained = iter([RuntimeError("no kernel image"), torch.OutOfMemoryError("out of memory"), None])
+    fits = [0]  # rows of a micro-batch
 
-    def training_row(*_):
-        if error := next(trained):
-            raise error
-        return {"model": "tiny", "holds": True}
+    def training_row(_device, name, _config, _settings, micro_batch, _compiled):
+        if not fits:
+            raise RuntimeError("no kernel image")
+        if micro_batch > fits[0]:
+            raise torch.OutOfMemoryError("out of memory")
+        return {"model": name, "micro_batch": micro_batch, "holds": True}
 
     monkeypatch.setattr(gpu_suite, "training_row", training_row)
     skipped = []
-    rows = [row for _ in range(3) for row in gpu_suite.training_rows(torch.device("cpu"), [], skipped)]
-    assert [row["holds"] for row in rows] == [False, True] and "no kernel image" in rows[0]["error"]
+    assert gpu_suite.training_rows(torch.device("cpu"), [], skipped) == []
     assert "model tiny, compile False: does not fit this card" in skipped
+    fits[0] = 3
+    assert gpu_suite.training_rows(torch.device("cpu"), [], [])[0]["micro_batch"] == 2
+    fits.clear()
+    (failed,) = gpu_suite.training_rows(torch.device("cpu"), [], [])
+    assert not failed["holds"] and "no kernel image" in failed["error"]

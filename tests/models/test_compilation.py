@@ -1,4 +1,4 @@
-"""Compiled blocks: one compilation serves all layers of a kind, however many there are, and what it computes is the same.
+"""Compiled blocks: one compilation serves all layers of a kind, and what it computes is the same.
 
 Only tracing is tested here, with torch's own stand-in for a compiler; kernels take minutes to make on a CPU.
 """
