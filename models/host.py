@@ -8,6 +8,7 @@ says.
 import atexit
 import contextlib
 import ctypes
+import errno
 import io
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+LAUNCHER_GONE = signal.SIGUSR2  # nobody else sends it: who gets it knows that it is nobody's second Ctrl-C
 
 
 def prepare() -> None:
@@ -29,7 +31,8 @@ def prepare() -> None:
 
 
 def end_with_launcher() -> None:
-    """Let the system send SIGTERM to this process when its launcher dies, however that happens. Call it first of all.
+    """Let the system send LAUNCHER_GONE to this process when its launcher dies, however that happens, once or more:
+    whoever handles it stops, and where nobody does, it ends the process. Call this first of all.
 
     A launcher that is killed would else leave processes behind that go on training, or wait for each other for an hour.
     Linux only; a process that was started without a launcher is left alone, for then its parent may be a shell that is
@@ -42,7 +45,7 @@ def end_with_launcher() -> None:
         return
     parent = os.getppid()
     if _is_launcher(parent):
-        _signal_at_parents_end(signal.SIGTERM)
+        _signal_at_parents_end(LAUNCHER_GONE)
         gone = os.getppid() != parent  # before the system knew that it is to tell
     else:
         gone = parent == 1 and "TORCHELASTIC_RUN_ID" in os.environ
@@ -70,7 +73,8 @@ def _signal_at_parents_end(number: int) -> None:
 
 
 def outlive_readers() -> None:
-    """Let this process work on when whoever reads its output has gone away (`| head`, a `| tee` that got Ctrl-C)."""
+    """Let this process work on when whoever reads its output has gone away (`| head`, a `| tee` that got Ctrl-C, a
+    terminal that was closed)."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started this
@@ -98,7 +102,9 @@ class _Outliving(io.FileIO):
     def write(self, data) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the latter of a terminal that was closed
+                raise
             return len(data)
 
 

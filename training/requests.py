@@ -1,7 +1,9 @@
 """What the outside world asks of a running process: stop, save, or end at once.
 
     SIGTERM, SIGINT    once: save and stop (exit code 75); again, a moment later: end at once (128 + number)
-    run.max_minutes    like SIGTERM, when so much time has passed since this process began
+    SIGHUP             save and stop: the terminal was closed, or ssh has lost its connection (not under nohup)
+    the launcher ends  save and stop (models.host.end_with_launcher)
+    run.max_minutes    save and stop, when so much time has passed since this process began
     SIGUSR1            save and go on
 
 A signal only raises a flag. Who acts on it asks all ranks first (`Strategy.sum`), so that they stop and save at the
@@ -16,8 +18,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from models.host import LAUNCHER_GONE
+
 # A launcher passes on the Ctrl-C that its processes have seen as well: what comes so soon is the same request.
 SAME_REQUEST = 1.0  # seconds
+INSISTENT = (signal.SIGTERM, signal.SIGINT)  # by which a person, or a box that is taken away, says it again
 
 
 class Stopped(Exception):
@@ -34,9 +39,10 @@ class Requests:
         self._max_minutes: float | None = None
         self._since = 0.0
         self._interruptible = False
-        self._parent = os.getppid()
-        handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGALRM: self._stop,
-                    signal.SIGUSR1: self._save}  # fmt: skip
+        stops = [*INSISTENT, signal.SIGALRM, LAUNCHER_GONE]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            stops.append(signal.SIGHUP)
+        handlers = {**dict.fromkeys(stops, self._stop), signal.SIGUSR1: self._save}
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     @contextlib.contextmanager
@@ -73,20 +79,15 @@ class Requests:
 
     def _stop(self, number: int, _frame: Any) -> None:
         now = time.monotonic()
-        if number == signal.SIGTERM and os.getppid() != self._parent:
-            # The launcher has ended, maybe seconds after the Ctrl-C that ended it and that this process has seen too
-            # (models.host.end_with_launcher): one request, not two.
-            self._parent = os.getppid()
-            if self.stop:
-                return
         if self.stop:
-            if number != signal.SIGALRM and now - self._since > SAME_REQUEST:
+            if number in INSISTENT and now - self._since > SAME_REQUEST:
                 _say("asked a second time: ending at once; what was saved stands")
                 os._exit(128 + number)
             return
         self.stop, self._since = True, now
-        over = f"run.max_minutes={self._max_minutes} are over"
-        self.reason = over if number == signal.SIGALRM else signal.Signals(number).name
+        others = {signal.SIGALRM: f"run.max_minutes={self._max_minutes} are over",
+                  LAUNCHER_GONE: "the launcher has ended"}  # fmt: skip
+        self.reason = others.get(number) or signal.Signals(number).name
         if self._interruptible:
             self._interruptible = False
             raise KeyboardInterrupt

@@ -1,11 +1,14 @@
 """Signals: stop at the next step, in the middle of a validation or a sample, save and go on, end at once, deadlines."""
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -94,21 +97,53 @@ def test_so_soon_it_is_the_same_request():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_end_of_the_launcher_is_no_second_request(monkeypatch):
-    """It may come seconds after the Ctrl-C that ended it; what comes after that is one."""
+@pytest.mark.parametrize("number", [host.LAUNCHER_GONE, signal.SIGHUP])
+def test_what_nobody_says_twice_is_no_second_request(monkeypatch, number):
+    """The launcher's end may come seconds after the Ctrl-C that ended it, and once for each of its threads."""
     monkeypatch.setattr(training.requests, "SAME_REQUEST", 0.0)
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored, if all of this runs under nohup
     requests = Requests()
     try:
         os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(os, "getppid", lambda: 1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(2):
+            os.kill(os.getpid(), number)
         assert requests.stop and not ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [128 + signal.SIGTERM]
     finally:
         requests.close()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_closed_terminal_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    requests = Requests()
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not requests.stop and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        requests.close()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_saves_and_stops(tiny):
+    """As when ssh loses its connection: what is still said to the terminal stops nothing."""
+    arguments = tiny("run", LONG, "checkpoint.every_steps=null", "evaluation.every_steps=null")
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "multigpu_train.py", *arguments], stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(slave)
+    folder = folder_of(arguments)
+    while not has_trained(folder)():
+        os.read(master, 65536)  # what the terminal shows, or it would be full
+    os.close(master)
+    assert process.wait(60) == 75
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")]
+    assert records(folder, "event")[-1] | {"event": "stopped", "reason": "SIGHUP"} == records(folder, "event")[-1]
 
 
 def test_a_request_while_preparing_interrupts():
@@ -249,4 +284,4 @@ def test_a_process_whose_launcher_has_died_ends_too(monkeypatch, parents, launch
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) if ends else contextlib.nullcontext():
         host.end_with_launcher()
-    assert asked == ([signal.SIGTERM] if launcher else [])
+    assert asked == ([host.LAUNCHER_GONE] if launcher else [])
