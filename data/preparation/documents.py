@@ -3,7 +3,7 @@
 What is done lies in a work folder beside the shards, so that a preparation that was interrupted at any instant goes on
 where it was; the folder goes when the shards are written.
 
-    read-00000.arrow   what became of every row of a piece (read_pieces.py)
+    read-00000/        what became of every row of a piece (read_pieces.py)
     selection.sqlite   which rows are documents, and of which side (select_documents.py)
     tokens-*-00000/    the tokens of a piece (write_tokens.py), with the tokenizer they were made with beside them
     questions.json     of the evaluation sets that no document may hold (contamination.py)
@@ -22,6 +22,7 @@ from data.preparation.download import downloaded
 from data.preparation.select_documents import Selection, kept
 from data.preparation.workers import Workers
 from data.settings import DataSection, EvaluationSet, SourceSection
+from storage import folder
 
 WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
 EMBEDDED_BYTES = 1_000  # of a generated document, about, with what it costs to make
@@ -41,6 +42,7 @@ class Documents:
         self.name, self.source, self.data, self.work = name, source, data, work
         self.workers, self._log = workers, log
         self._selection: Selection | None = None
+        self._is_verified = False  # what earlier tries have left
 
     def make(self) -> None:
         """Read and select all that is not done yet.
@@ -56,17 +58,23 @@ class Documents:
         pieces = self._pieces()
         selection = self._open_selection(pieces)
 
+        first = selection.done if self._is_verified else 0
+
         def unread() -> Iterator[tuple]:
-            for number in range(selection.done, len(pieces)):
-                if selection.is_enough():
+            for number in range(first, len(pieces)):
+                if number >= selection.done and selection.is_enough():
                     return
-                path = self.table(number)
-                yield (pieces[number], rules, path, path.exists())
+                yield (pieces[number], rules, self.table(number))
 
         if 0 < selection.done < len(pieces):
             self._log(f"{self.name}: going on after {selection.done} of {len(pieces)} pieces")
-        for _ in self.workers.map(_read, unread(), many=self.is_large(pieces)):
-            selection.take(selection.done, self.table(selection.done))
+        done = self.workers.map(_read, unread(), many=self.is_large(pieces))
+        for number, problem in enumerate(done, start=first):
+            if problem is not None:
+                self._log(f"WARNING: {problem}: that piece of {self.name} is read again")
+            if number == selection.done:  # else an earlier try has taken it, and the same rows are in it
+                selection.take(number, self.table(number))
+        self._is_verified = True
         self._selection = selection
         self._check_not_empty(pieces)
         selection.check_malformed()
@@ -85,7 +93,7 @@ class Documents:
 
     def table(self, number: int) -> Path:
         """What became of the rows of piece `number`."""
-        return self.work / f"read-{number:05d}.arrow"
+        return self.work / f"read-{number:05d}"
 
     def is_large(self, pieces: list[sources.Piece]) -> bool:
         """Whether the work is worth several processes."""
@@ -167,10 +175,14 @@ def valid_count(source: SourceSection) -> int | None:
     return max(100, source.documents // 20) if source.is_embedded else None
 
 
-def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path, is_there: bool) -> None:
-    """In a worker, unless an earlier try has done it."""
-    if not is_there:
+def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | None:
+    """In a worker, unless an earlier try has done it; returns what is wrong with what that left, if anything is."""
+    problems = folder.verify(path) if path.exists() else []
+    if problems:
+        folder.remove(path)
+    if not path.exists():
         read_pieces.read_piece(piece, rules, path)
+    return problems[0] if problems else None
 
 
 def _questions(name: str, section: EvaluationSet) -> list[str]:

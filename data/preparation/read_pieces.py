@@ -1,8 +1,8 @@
 """The first stage of preparation: one piece of a source -> one table, with every row and what became of it.
 
 What one row alone decides is decided here, by any number of processes at once: whether it is a document, its normal
-form, the filters, decontamination, and the hashes by which duplicates are found. The table is written whole or not at
-all, so an interrupted preparation keeps the pieces that are done.
+form, the filters, decontamination, and the hashes by which duplicates are found. The table is the one file of a
+verified folder, so an interrupted preparation keeps the pieces that are done, and trusts none that has changed since.
 
     line    int64   of a malformed row, counted within the piece
     fault   string  why the row is dropped, one word to count by; null: it may stay
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH_ROWS, BATCH_CHARACTERS = 1024, 500_000  # that are in memory at a time
+TABLE = "rows.arrow"
 T = TypeVar("T")
 
 
@@ -57,27 +58,27 @@ def schema() -> "pyarrow.Schema":
 
 
 def read_piece(piece: sources.Piece, rules: Rules, path: Path) -> None:
-    """Write the table of `piece` to `path`.
+    """Write the table of `piece` to the folder `path`.
 
     Raises:
         sources.SourceError: the piece cannot be read.
     """
     import pyarrow.ipc
 
-    with folder.replacing(path) as temporary:
+    with folder.write(path) as temporary:
         options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
-        with pyarrow.ipc.new_file(str(temporary), schema(), options=options) as writer:
+        with pyarrow.ipc.new_file(str(temporary / TABLE), schema(), options=options) as writer:
             for rows in batches(_judged(piece, rules), lambda row: row.get("text") or ""):
                 writer.write_batch(_with_hashes(rows, rules))
 
 
 def read_table(path: Path, columns: list[str]) -> Iterator["pyarrow.RecordBatch"]:
-    """The batches of a table, only some columns of them."""
+    """The batches of the table in the folder `path`, only some columns of them."""
     import pyarrow
     import pyarrow.ipc
 
     wanted = [schema().get_field_index(name) for name in columns]
-    with pyarrow.OSFile(str(path)) as file:
+    with pyarrow.OSFile(str(path / TABLE)) as file:
         reader = pyarrow.ipc.open_file(file, options=pyarrow.ipc.IpcReadOptions(included_fields=wanted))
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)

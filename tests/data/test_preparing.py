@@ -15,6 +15,7 @@ import pytest
 import settings
 from data import inspect, prepare, publish, shards, sources
 from data.preparation import documents as documents_
+from data.preparation.select_documents import Selection
 from data.sources import SourceError
 from storage import folder
 from tokenizer import Tokenizer
@@ -103,6 +104,32 @@ import sys; sys.exit(prepare.main(sys.argv[1:]))
     (made,) = (tmp_path / "killed").glob("a-*")
     assert content(made) == whole
     assert list((tmp_path / "killed").glob(".work-*")) == [] and list((tmp_path / "killed").glob(".tmp-*")) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_piece_that_was_damaged_before_the_next_try_is_read_again(tmp_path, many_pieces, monkeypatch, damage):
+    """Whether its rows were selected already or not."""
+    source = {"from": write(tmp_path / "a.jsonl", documents(300))}
+    expected = content(prepared(config(tmp_path, source, "whole")))
+    found = config(tmp_path, source, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "take", lambda self, number, table, _take=Selection.take: (
+            1 / 0 if number == 2 else _take(self, number, table)))  # fmt: skip
+        with pytest.raises(ZeroDivisionError):
+            prepared(found)
+    tables = sorted((tmp_path / "shards").glob(".work-*/read-*/rows.arrow"))
+    assert len(tables) == 3
+    for table in (tables[0], tables[2]):
+        data = bytearray(table.read_bytes())
+        data[len(data) // 2] ^= 1
+        if damage == "delete":
+            table.unlink()
+        else:
+            table.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    log: list[str] = []
+    assert content(prepared(found, log.append)) == expected
+    warnings = [line for line in log if "WARNING" in line and "is read again" in line]
+    assert [str(table) in line for table, line in zip((tables[0], tables[2]), warnings, strict=True)] == [True, True]
 
 
 def test_a_worker_that_is_killed_is_told_and_costs_nothing(tmp_path, many_pieces, monkeypatch):
@@ -247,8 +274,6 @@ def test_what_is_downloaded_stays_whatever_is_wrong_with_it(tmp_path, monkeypatc
 def test_a_full_disk_keeps_the_selection(tmp_path, monkeypatch, moment):
     """SQLite's word for it is not taken for a torn file, and the next try goes on."""
     import sqlite3
-
-    from data.preparation.select_documents import Selection
 
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")

@@ -160,13 +160,13 @@ def test_a_request_while_the_data_is_prepared_is_followed_at_once(tiny, run):
     arguments = tiny("run", LONG, "data.sources.stories.documents=200000", "data.workers=2")
     process = launched(arguments)
     shards = Path(next(part for part in arguments if part.startswith("data.shards="))[12:])
-    wait_for(lambda: list(shards.glob(".work-*/read-00000.arrow")), process)
+    wait_for(lambda: list(shards.glob(".work-*/read-00000")), process)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "stopped before training" in output, output
     assert time.monotonic() - began < 30
-    assert list(shards.glob(".work-*/read-00000.arrow"))  # what is done stays
+    assert list(shards.glob(".work-*/read-00000"))  # what is done stays
 
 
 def test_max_minutes_stops_like_a_signal_and_counts_anew(tiny):
