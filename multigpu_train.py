@@ -70,6 +70,9 @@ def run(arguments: argparse.Namespace, requests: Requests) -> int:
             print("stopped before training: the same command goes on from there", file=sys.stderr)
         return 75
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # a process that prepared data was killed
+            print(f"stopped: {error.strerror}", file=sys.stderr)
+            return 1
         if error.errno not in FILE_TROUBLE:
             raise
         print(f"stopped: {error}. Make room, make it writable, or put back what is gone; the same command then goes on "

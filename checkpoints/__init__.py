@@ -4,9 +4,10 @@
     model, tokenizer, config = load_model("runs/x")
 """
 
-from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve
+from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve, take_stock
 from checkpoints.loading import load_model, locate, read_model, tokenizer_of
 
 __all__ = [
-    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "tokenizer_of",
+    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "take_stock",
+    "tokenizer_of",
 ]  # fmt: skip

@@ -186,6 +186,17 @@ def newest(root: Path) -> tuple[Path | None, dict[Path, list[str]]]:
     return folder.newest_verified(root, _NAME.pattern)  # not the copies that people keep beside them
 
 
+def take_stock(root: Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """What `newest` finds, for the run that goes on from it: what it skipped is set aside, where the disk allows, so
+    that no broken checkpoint is kept in place of a good one, and what was left half-written is cleared away."""
+    path, skipped = newest(root)
+    with contextlib.suppress(OSError):  # a disk that cannot be written says so when it has to be
+        folder.clear_all_leftovers(root)
+        for broken, problems in skipped.items():
+            problems.append(f"it is now {folder.set_aside(broken).name}")
+    return path, skipped
+
+
 def resolve(path: str | Path) -> Path:
     """The checkpoint that `path` means: itself, or the newest verified one of a run's folder.
 

@@ -14,6 +14,7 @@ REMEDY = (
 # 40 hex digits alone are a wandb key; in a path they are a commit's.
 _VALUE = re.compile(
     r"hf_[A-Za-z0-9]{16,}|(?:sk|pk)-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{16}"
+    r"|xox[a-z]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*"
     r"|wandb_v1_\w{16,}|(?<![\w/-])[0-9a-f]{40}(?![\w/-])|://[^/\s:@]+:[^/\s@]+@"
 )
 _KEY = re.compile(r"(?:^|_)(?:token|api_?key|secret|passwd|password|credentials?)$", re.IGNORECASE)

@@ -20,6 +20,7 @@ from models.host import usable_cores
 from training.settings import ParallelSection
 
 T = TypeVar("T")
+PATIENCE = datetime.timedelta(days=7)  # of processes that wait for one; should it die, they are told at once
 
 
 class LaunchError(RuntimeError):
@@ -65,6 +66,7 @@ class Strategy:
             torch.set_float32_matmul_precision("high")
         beside_nccl = launched > 1 and backend == "nccl"
         self._hosts = torch.distributed.new_group(backend="gloo", timeout=timeout) if beside_nccl else None
+        self._patient = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if launched > 1 else None
         self.dtype = _compute_dtype(section.precision, self.device)
 
     @property
@@ -117,16 +119,17 @@ class Strategy:
         limit = max_norm if max_norm is not None else float("inf")
         return nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
 
-    def sum(self, *values: float | Tensor) -> list[float]:
+    def sum(self, *values: float | Tensor, patiently: bool = False) -> list[float]:
         """Each value summed over all ranks, in float64. A flag that any rank raises is above 0 on all of them.
 
         Numbers travel between the hosts' processors, so that a step that sums them does not wait for its GPU.
+        `patiently`: wait for a rank that has hours of work to do first.
         """
         numbers = [float(value) for value in values]
         if self.world == 1:
             return numbers
         total = torch.tensor(numbers, dtype=torch.float64)
-        torch.distributed.all_reduce(total, group=self._hosts)
+        torch.distributed.all_reduce(total, group=self._patient if patiently else self._hosts)
         return total.tolist()
 
     def from_main(self, value: T) -> T:

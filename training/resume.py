@@ -6,6 +6,7 @@ the last one.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,9 @@ def take_up(
     ]
     listed += [f"{change.key}: {change.there!r} before, {change.here!r} now" for change in changes
                if change.allow in ("tokenizer", "data")]  # fmt: skip
+    begun = len(state.phases_done) + (state.cursor > 0)
+    to_come = _shards((name for phase in now["phases"][begun:] for name in phase["data"]), state, prepared)
+    listed += [f"{key}: others than before, in a phase to come" for key, _, _ in differences(*to_come)]
     return state, listed
 
 
@@ -121,14 +125,22 @@ def _what_matters(
         found += [
             ("order", _only(before, SAMPLE_ORDER), _only(after, SAMPLE_ORDER)),
             ("schedule", _only(before, SCHEDULE), _only(after, SCHEDULE)),
-            ("schedule", {"optimizer": saved["optimizer"]}, {"optimizer": now["optimizer"]}),
+            ("schedule", _update_rule(saved), _update_rule(now)),
         ]
         used = now["phases"][done]["data"] if done < len(now["phases"]) else {}
-        here = digests(prepared)
-        shards = [{"shards of data.sources": {name: x[name] for name in used if name in state.data and name in x}}
-                  for x in (state.data, here)]  # fmt: skip
-        found.append(("data", *shards))
+        found.append(("data", *_shards(used, state, prepared)))
     return found
+
+
+def _shards(names: Iterable[str], state: RunState, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the shards of those sources are known by, then and now."""
+    here = digests(prepared)
+    known = [name for name in names if name in state.data and name in here]
+    return tuple({"shards of data.sources": {name: side[name] for name in known}} for side in (state.data, here))
+
+
+def _update_rule(config: dict[str, Any]) -> dict[str, Any]:
+    return {"optimizer": {key: value for key, value in config["optimizer"].items() if key != "most_skipped"}}
 
 
 def _only(phases: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class ParallelSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: autocast over fp32 weights; auto: bf16 on CUDA
     compile: bool = False  # torch.compile, on every rank
     cpu_threads: int | None = pydantic.Field(None, ge=1, le=1024)  # a process; null: all cores, shared
-    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=1e5)  # ranks wait so long for each other, preparing included
+    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=1e5)  # ranks wait so long for each other in training
 
     def problems(self) -> list[Problem]:
         if isinstance(self.processes, int) and self.processes < 1:

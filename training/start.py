@@ -8,10 +8,10 @@ from pathlib import Path
 
 import filelock
 
-from checkpoints import CheckpointError, locate, newest, tokenizer_of
+from checkpoints import CheckpointError, checkpoint, locate, newest, tokenizer_of
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
-from settings import ConfigError, Problem
+from settings import ConfigError, Problem, as_plain
 from tokenizer import TokenizerError
 from tokenizer.settings import TokenizerSection
 from training.examine import recall_fault
@@ -78,8 +78,7 @@ def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: co
                     prepared = prepare(config.data, _tokenizer_section(config), log)
             except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
                 failure = error
-        # where the others wait
-        failed, stopped = strategy.sum(failure is not None, my_turn and requests.stop)
+        failed, stopped = strategy.sum(failure is not None, my_turn and requests.stop, patiently=True)
         if stopped:
             raise KeyboardInterrupt
         if failed:
@@ -103,12 +102,17 @@ def _too_many_passes(config: RunConfig, prepared: Prepared) -> Iterator[str]:
 
 
 def _tokenizer_section(config: RunConfig) -> TokenizerSection:
-    """With `init_from`, the tokenizer of those weights, resumed or not. Only the holder of the claim may ask."""
+    """A run goes on with the tokenizer it has, and one from other weights begins with theirs: trained anew, it would be
+    another one as soon as a source is added. Only the holder of the claim may ask."""
     section = config.tokenizer
-    if section.path is not None or config.run.init_from is None:
+    if section.path is not None:
         return section
-    weights = newest(config.run.path / "checkpoints")[0] or locate(config.run.init_from)
-    return section.model_copy(update={"path": str(tokenizer_of(weights))})
+    weights = newest(config.run.path / "checkpoints")[0]
+    if weights is None and config.run.init_from is not None:
+        weights = locate(config.run.init_from)
+    elif weights is not None and checkpoint.read_run_config(weights).get("tokenizer") != as_plain(section):
+        weights = None  # another one is asked for: training/resume.py has to say what becomes of that
+    return section if weights is None else section.model_copy(update={"path": str(tokenizer_of(weights))})
 
 
 def _claim(folder: Path) -> contextlib.AbstractContextManager:

@@ -87,7 +87,8 @@ class Trainer:
             while len(self.state.phases_done) < len(self.config.phases):
                 self._run_phase(self._phase)
         except Stopped:
-            self._save()
+            if not self.state.ends_phase:  # that is saved
+                self._save()
             self.watch.event("stopped", self.state, reason=self.requests.reason)
             self.watch.close(f"stopped at step {self.state.step}: {self._way_on()}")
             return Outcome.STOPPED
@@ -171,15 +172,17 @@ class Trainer:
 
     def _look_up(self, phase: PhaseSection) -> None:
         """Validate and sample if that is due after the step just taken and was not done then."""
-        state = self.state
-        if state.cursor == 0 or state.looked_up == state.step:
+        step = self.state.step
+        if self.state.cursor == 0 or self.state.looked_up == step:
             return
-        with self._whole_or_not():
-            if _is_due(self.config.evaluation.every_steps, state.step):
+        validates = _is_due(self.config.evaluation.every_steps, step)
+        samples = _is_due(self.config.watch.sample_every, step)
+        with self._whole_or_not() if validates or samples else contextlib.nullcontext():  # which waits for the step
+            if validates:
                 self._note_gain(self._validate(phase, phase_end=False))
-            if _is_due(self.config.watch.sample_every, state.step):
+            if samples:
                 self._sample()
-            state.looked_up = state.step
+            self.state.looked_up = step
 
     def _end_phase(self, phase: PhaseSection) -> None:
         with self._whole_or_not():
@@ -326,7 +329,7 @@ class Trainer:
         Raises:
             LaunchError: a process does not see the checkpoint.
         """
-        found = checkpoints.newest(self.folder / "checkpoints") if self.strategy.is_main else None
+        found = checkpoints.take_stock(self.folder / "checkpoints") if self.strategy.is_main else None
         path, skipped = self.strategy.from_main(found)
         (unseen,) = self.strategy.sum(path is not None and not path.is_dir())
         if unseen:

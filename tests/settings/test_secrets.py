@@ -24,6 +24,10 @@ WANDB = "0123456789abcdef0123456789abcdef01234567"
         ("watch.api_key", "anything"),
         ("hf_token", "short"),
         ("run.name", "sk-" + "a1B2" * 8),
+        ("run.name", "xoxb-" + "1234567890-abc"),
+        ("run.name", "glpat-" + "a1B2" * 5),
+        ("run.name", "AIza" + "a1B2" * 9),
+        ("run.name", "eyJ" + "hbGciOiJI" + ".eyJ" + "zdWIiOiIx" + ".a1B2"),
     ],
 )
 def test_a_secret_in_a_config_is_refused_and_not_shown(key, value):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from observe.metrics import MetricsLog
 from settings import read, validate
 from training.settings import RunConfig
+from training.stability import StepLog
 from training.start import RunMismatch, start
 from training.trainer import Outcome
 
@@ -224,6 +225,66 @@ def test_a_finished_run_is_extended_by_another_phase(tiny):
     config = validate(RunConfig, {**raw, "phases": [*raw["phases"], read_yaml(more)]})
     assert start(config) is Outcome.FINISHED
     assert [step for step, _ in losses(config.run.path)] == list(range(1, 29))
+
+
+def phases(*sources: str) -> str:
+    """One phase of two steps for each."""
+    phase = "{{name: of-{0}, context: 64, data: {{{0}: 1}}, tokens: 2048, batch_tokens: 1024}}"
+    return f"phases=[{', '.join(phase.format(source) for source in sources)}]"
+
+
+def test_a_run_goes_on_with_the_tokenizer_it_has_whatever_sources_are_added(tiny):
+    """One of its own, trained anew on all sources, would give every id another meaning."""
+    _, folder = train(tiny("run", phases("stories")))
+    (before,) = folder.glob("checkpoints/*/tokenizer/tokenizer.json")
+    known = before.read_text()
+    added = "data.sources.added={from: 'embedded:recall', documents: 40}"
+    outcome, _ = train(tiny("run", phases("stories", "added"), added))
+    assert outcome is Outcome.FINISHED and [step for step, _ in losses(folder)] == [1, 2, 3, 4]
+    assert {path.read_text() for path in folder.glob("checkpoints/*/tokenizer/tokenizer.json")} == {known}
+    with pytest.raises(RunMismatch, match=r"run\.allow=\[tokenizer\] goes on with it"):
+        train(tiny("run", phases("stories", "added"), added, "tokenizer.vocab_size=1030"))
+
+
+def test_other_shards_in_a_phase_to_come_are_listed(tiny, capfd):
+    train(tiny("run", phases("stories", "problems"), "run.stop_after_steps=2"))
+    capfd.readouterr()
+    assert train(tiny("run", phases("stories", "problems"), "data.sources.problems.documents=41",
+                      "run.stop_after_steps=3"))[0] is Outcome.STOPPED  # fmt: skip
+    assert "shards of data.sources.problems: others than before, in a phase to come" in capfd.readouterr().err
+    with pytest.raises(RunMismatch, match=r"shards of data\.sources\.problems: .*run\.allow=\[data\]"):
+        train(tiny("run", phases("stories", "problems")))
+
+
+def test_a_step_does_not_wait_for_its_numbers(tiny, monkeypatch):
+    """They are looked at when a record, a validation or a checkpoint is due."""
+    read = []
+    whole = StepLog.read
+
+    def counted(log, state):
+        seen = list(whole(log, state))
+        read.append(len(seen))
+        return iter(seen)
+
+    monkeypatch.setattr(StepLog, "read", counted)
+    train(tiny("run", phases("stories", "problems"), "phases.0.tokens=24576", "watch.log_every=10",
+               "evaluation.every_steps=8", "checkpoint.every_steps=null"))  # fmt: skip
+    assert [count for count in read if count] == [1, 7, 2, 6, 4, 4, 2]  # at 1, 8, 10, 16, 20, 24 and 26
+
+
+def test_no_broken_checkpoint_is_kept_in_place_of_a_good_one(tiny, capfd):
+    """Nor does what an interrupted save or removal left behind stay."""
+    few = ["checkpoint.keep=2", "checkpoint.keep_best=false", "checkpoint.keep_phase_ends=false",
+           "checkpoint.every_steps=3"]  # fmt: skip
+    _, folder = train(tiny("run", *few, "run.stop_after_steps=6"))
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "step-00000006" / "state.json").write_text("{}")
+    (checkpoints / ".tmp-step-00000003-0123abcd").mkdir()
+    capfd.readouterr()
+    train(tiny("run", *few, "run.stop_after_steps=5"))
+    assert "it is now .step-00000006.broken-1" in capfd.readouterr().err
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == [".step-00000006.broken-1", "step-00000003", "step-00000005"]
 
 
 def read_yaml(text: str) -> dict:
