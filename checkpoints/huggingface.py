@@ -67,10 +67,12 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
         kind = given["model_type"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path / CONFIG} is no Hugging Face model config ({error!r})") from error
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise CheckpointError(f"{path / CONFIG}: model_type is {kind!r}; use one of {', '.join(_READERS)}")
     read_shape, rename = _READERS[kind]
-    config = read_shape(_Asked(path / CONFIG, given))
+    asked = _Asked(path / CONFIG, given)
+    asked.only("quantization_config", None)
+    config = read_shape(asked)
     if problems := config.problems():
         told = "; ".join(f"{key} {value!r}: {remedy}" for key, value, remedy in problems)
         raise CheckpointError(f"{path / CONFIG}: {told}")
@@ -114,10 +116,9 @@ class _Asked:
 
 def _llama_shape(asked: _Asked) -> ModelConfig:
     kind = asked.given["model_type"]
-    asked.only("hidden_act", "silu")
+    asked.only("hidden_act", "silu", "swish")
     asked.only("attention_bias", False)
     asked.only("mlp_bias", False)
-    asked.only("rope_scaling", None)
     base = _rope_base(asked)
     window = None
     if kind == "mistral":  # null is no window, a missing key is what Mistral 7B has
@@ -145,14 +146,16 @@ def _llama_shape(asked: _Asked) -> ModelConfig:
 
 def _rope_base(asked: _Asked) -> float:
     """Of plain rotary positions, wherever this version of `transformers` keeps it."""
-    rope = asked.given.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise CheckpointError(f"{asked.path}: rope_parameters is {rope!r}: use an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))  # the latter until transformers 4.43
-    if kind != "default":
-        raise CheckpointError(f"{asked.path}: rope_parameters asks for {kind!r}, ours is only 'default'")
-    nested = _Asked(asked.path, {"rope_theta": rope.get("rope_theta")})
-    return nested.number("rope_theta", asked.number("rope_theta", 10_000.0, float), float)
+    base = asked.number("rope_theta", 10_000.0, float)
+    for key in ("rope_scaling", "rope_parameters"):  # the latter since transformers 5, with the base inside
+        rope = asked.given.get(key) or {}
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{asked.path}: {key} is {rope!r}: use an object")
+        kind = rope.get("rope_type", rope.get("type", "default"))  # the latter until transformers 4.43
+        if kind != "default":
+            raise CheckpointError(f"{asked.path}: {key} asks for {kind!r}, ours is only 'default'")
+        base = _Asked(asked.path, rope).number("rope_theta", base, float)
+    return base
 
 
 def _gpt2_shape(asked: _Asked) -> ModelConfig:
@@ -215,20 +218,40 @@ def _renamed(name: str, names: tuple[tuple[str, str], ...]) -> str:
 
 
 def _stored(path: Path) -> dict[str, "Tensor"]:
-    """Every tensor of the folder's safetensors files, fp32."""
+    """Every weight of the folder's safetensors files, fp32."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{path} has no *.safetensors: weights are loaded from safetensors files only")
+    plain = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     stored: dict[str, Tensor] = {}
-    for file in files:
+    for file in _files(path):
         try:
             stored |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read ({error})") from error
-    return {name: tensor.float() for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
+    stored = {name: tensor for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
+    if packed := [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in plain]:
+        raise CheckpointError(f"{path}: quantised weights are not read: {', '.join(packed[:5])}; use a folder with "
+                              "fp32, bf16 or fp16")  # fmt: skip
+    return {name: tensor.float() for name, tensor in stored.items()}
+
+
+def _files(path: Path) -> list[Path]:
+    """Where the weights are: in the files of the index, in model.safetensors, or in all there are. Some folders hold
+    them once more by other names, as consolidated.safetensors."""
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [path / Path(name).name for name in sorted(names)]
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is no index of weights ({error!r})") from error
+    whole = path / "model.safetensors"
+    files = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{path} has no *.safetensors: weights are loaded from safetensors files only")
+    return files
 
 
 def _check_names_and_shapes(path: Path, config: ModelConfig, weights: dict[str, "Tensor"]) -> None:

@@ -99,6 +99,46 @@ def test_bf16_weights_in_several_files_are_read(folder):
     assert torch.equal(weights["embedding.weight"], theirs.model.embed_tokens.weight.bfloat16().float())
 
 
+def test_what_is_stored_once_more_by_another_name_is_not_read(folder):
+    """As Mistral publishes its models; with an index, only the files that it names are the weights."""
+    theirs, path = folder("Mistral")
+    tensors = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, path / "consolidated.safetensors")
+    expected = read_model(path)[1]
+    half = len(tensors) // 2
+    parts = {"model-00001-of-00002.safetensors": list(tensors)[:half],
+             "model-00002-of-00002.safetensors": list(tensors)[half:]}  # fmt: skip
+    for name, kept in parts.items():
+        save_file({key: tensors[key] for key in kept}, path / name)
+    (path / "model.safetensors").unlink()
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {key: name for name, kept in parts.items() for key in kept}}))
+    found = read_model(path)[1]
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    index.write_text("[]")
+    with pytest.raises(CheckpointError, match="index.json is no index of weights"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(folder, dtype):
+    theirs, path = folder("SmolLM2")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = {key: tensor.clone() for key, tensor in theirs.state_dict().items() if key != "lm_head.weight"}
+    save_file({**tensors, name: tensors[name].to(dtype)}, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"quantised weights are not read: {name} \({dtype}\)"):
+        read_model(path)
+
+
+def test_other_words_for_the_same_mathematics_are_understood(folder):
+    theirs, path = folder("SmolLM2")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"hidden_act": "swish", "rope_scaling": {"rope_type": "default"}}
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert read_model(path)[0].rope_base_global == ROPE["rope_theta"]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
@@ -106,7 +146,10 @@ def test_bf16_weights_in_several_files_are_read(folder):
         ("SmolLM2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("SmolLM2", {"attention_bias": True}, "attention_bias is True"),
         ("SmolLM2", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "asks for 'llama3'"),
-        ("SmolLM2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
+        ("SmolLM2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling asks for 'linear'"),
+        ("SmolLM2", {"rope_scaling": 2.0}, "rope_scaling is 2.0: use an object"),
+        ("SmolLM2", {"model_type": ["llama"]}, "model_type is ['llama']; use one of llama"),
+        ("SmolLM2", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config is"),
         ("SmolLM2", {"num_attention_heads": 8}, "n_kv_heads 3: use a divisor"),
         ("SmolLM2", {"num_hidden_layers": 31}, "missing: blocks.30"),
         ("SmolLM2", {"num_hidden_layers": 29}, "not ours: blocks.29"),
