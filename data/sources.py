@@ -26,6 +26,7 @@ KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
 PARQUET_BATCH = 1024  # rows decoded at a time
 PIECE_BYTES, PIECE_DOCUMENTS = 8_000_000, 2500  # of a file, and of a generator
+NO_TEXT = "type of what is no text"  # a second column, with a name where the value of a downloaded row was no text
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4"}
 LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
 # The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.
@@ -71,6 +72,7 @@ class Piece:
     stop: int | None = None
     split: Split = "train"
     seed: int = 0  # of the embedded generator
+    origin: str | None = None  # what was downloaded to `place`, among other pieces: its rows are counted over all
 
 
 def parse(source: str) -> tuple[str, str]:
@@ -320,10 +322,15 @@ def _parquet_documents(path: Path, field: str, start: int, stop: int | None) -> 
         kind = file.schema_arrow.field(field).type
         number = 0
         try:
-            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=[field]):
-                for value in _parquet_values(batch.column(0), kind):
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=[field, NO_TEXT]):
+                values = _parquet_values(batch.column(field), kind)
+                others = batch.column(NO_TEXT).to_pylist() if NO_TEXT in batch.schema.names else itertools.repeat(None)
+                for value, other in zip(values, others, strict=False):
                     number += 1
-                    yield _field_of({field: value}, field, name, number)
+                    if other is not None:
+                        yield BadRow("not_text", name, number, f"{field!r} is a {other}, not text")
+                    else:
+                        yield _field_of({field: value}, field, name, number)
         except pyarrow.ArrowException as error:
             raise SourceError(f"parquet:{path} is damaged after row {number}: {error}") from error
 

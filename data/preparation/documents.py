@@ -10,6 +10,7 @@ where it was; the folder goes when the shards are written.
     hub-train/         what was downloaded from the Hub (download.py)
 """
 
+import dataclasses
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ class Documents:
         self.name, self.source, self.data, self.work = name, source, data, work
         self.workers, self._log = workers, log
         self._selection: Selection | None = None
+        self._pieces: list[sources.Piece] | None = None
         self._is_verified = False  # what earlier tries have left
 
     def make(self) -> None:
@@ -55,7 +57,9 @@ class Documents:
             return
         self.work.mkdir(parents=True, exist_ok=True)
         rules = self._rules()
-        pieces = self._pieces()
+        if self._pieces is None:
+            self._pieces = self._find_pieces()
+        pieces = self._pieces
         selection = self._open_selection(pieces)
 
         first = selection.done if self._is_verified else 0
@@ -123,16 +127,20 @@ class Documents:
             self._selection.close()
             self._selection = None
 
-    def _pieces(self) -> list[sources.Piece]:
+    def _find_pieces(self) -> list[sources.Piece]:
         """Validation documents of their own first, so that a training document that equals one can be dropped."""
-        source, seed = self.source, self.data.seed
-        own = source.from_ if source.is_embedded and source.valid_from is None else source.valid_from
-        found = []
-        if own is not None:
-            local = downloaded(own, source.field, "valid", None, self.work, self._log)
-            found += sources.pieces(local, "valid", valid_count(source), seed)
-        local = downloaded(source.from_, source.field, "train", source.documents, self.work, self._log)
-        return found + sources.pieces(local, "train", source.documents, seed)
+        source = self.source
+        own, count = source.valid_from, None
+        if source.is_embedded and own is None:
+            own, count = source.from_, valid_count(source)
+        found = [] if own is None else self._pieces_of(own, "valid", count)
+        return found + self._pieces_of(source.from_, "train", source.documents)
+
+    def _pieces_of(self, source: str, split: sources.Split, count: int | None) -> list[sources.Piece]:
+        local = downloaded(source, self.source.field, split, count, self.work, self._log)
+        origin = None if local == source else source
+        found = sources.pieces(local, split, count, self.data.seed)
+        return [dataclasses.replace(piece, origin=origin) for piece in found]
 
     def _rules(self) -> read_pieces.Rules:
         questions = None

@@ -1,7 +1,8 @@
 """Data sets of the Hub -> local parquet files, so that neither preparation nor training depends on the network.
 
 Rows are streamed; a part is written every so many megabytes, together with where the stream stood, so that a download
-that was interrupted goes on with the next part. A connection that fails is tried again, later each time.
+that was interrupted goes on with the next part, and one of which a part is damaged goes on from there. A connection
+that fails is tried again, later each time.
 """
 
 import errno
@@ -17,7 +18,8 @@ from storage import folder
 
 PART_BYTES = 64_000_000  # of text
 TRIES, FIRST_PAUSE = 6, 2.0  # seconds, doubled each time: a minute in all
-STATE = "state.json"  # rows and the stream's position behind the last part; `finished`
+# Of a part: its values, and their number, how many of them are texts, the stream's position behind them, `last`.
+VALUES, ABOUT = "values.parquet", "about.json"
 
 Log = Callable[[str], object]
 
@@ -35,36 +37,59 @@ def downloaded(source: str, field: str, split: sources.Split, count: int | None,
     if kind != "hub":
         return source
     target = work / f"hub-{split}"
-    target.mkdir(parents=True, exist_ok=True)
-    state = _state(target)
-    if not state["finished"]:
-        _download(rest, field, split, count, target, state, log)
-    return f"parquet:{glob.escape(str(target))}/*.parquet"
+    parts = _whole_parts(rest, target, log)
+    if not parts or not parts[-1]["last"]:
+        _download(rest, field, split, count, target, parts, log)
+    return f"parquet:{glob.escape(str(target))}/part-*/{VALUES}"
 
 
-def _download(rest: str, field: str, split: sources.Split, count: int | None, target: Path, state: dict[str, Any],
+def _whole_parts(rest: str, target: Path, log: Log) -> list[dict[str, Any]]:
+    """What is to be known of each part, up to the first that is missing or damaged; those behind that are removed."""
+    found: list[dict[str, Any]] = []
+    there = sorted(target.glob("part-*"))
+    while there:
+        path = _part(target, len(found))
+        if problems := folder.verify(path):
+            log(f"WARNING: {problems[0]}: hub:{rest} is downloaded again from there")
+            break
+        found.append(json.loads((path / ABOUT).read_text(encoding="utf-8")))
+        there.remove(path)
+    for path in there:
+        folder.remove(path)
+    return found
+
+
+def _part(target: Path, number: int) -> Path:
+    return target / f"part-{number:05d}"
+
+
+def _download(rest: str, field: str, split: sources.Split, count: int | None, target: Path, parts: list[dict[str, Any]],
               log: Log) -> None:  # fmt: skip
-    if state["rows"]:
-        log(f"hub:{rest}: going on after {state['rows']:,} rows")
+    if parts:
+        log(f"hub:{rest}: going on after {_sum(parts, 'rows'):,} rows")
     tries = 0
     while True:
-        parts_before = state["parts"]
+        before = len(parts)
         try:
-            for rows, position, finished in _parts(rest, field, split, count, state):
-                _write_part(target, state, field, rows, position, finished)
+            for values, position, last in _parts(rest, field, split, count, parts):
+                parts.append(_write_part(_part(target, len(parts)), field, values, position, last))
             return
         except Exception as error:
             if not _may_pass(error):
                 raise _cannot_be_read(rest, error) from error
-            tries = 1 if state["parts"] > parts_before else tries + 1
+            tries = 1 if len(parts) > before else tries + 1
             if tries == TRIES:
                 raise sources.SourceError(
-                    f"hub:{rest} cannot be reached: {error}. {sources.OFFLINE}; the {state['rows']:,} rows that are "
-                    "downloaded so far are kept"
+                    f"hub:{rest} cannot be reached: {error}. {sources.OFFLINE}; the {_sum(parts, 'rows'):,} rows that "
+                    "are downloaded so far are kept"
                 ) from error
             pause = FIRST_PAUSE * 2 ** (tries - 1)
             log(f"hub:{rest}: {type(error).__name__}: {error}; trying again in {pause:.0f} s")
             time.sleep(pause)
+
+
+def _sum(parts: list[dict[str, Any]], what: str) -> int:
+    return sum(part[what] for part in parts)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -90,19 +115,19 @@ def _is_of_disk(error: Exception) -> bool:
 
 
 def _parts(
-    rest: str, field: str, split: sources.Split, count: int | None, state: dict[str, Any]
+    rest: str, field: str, split: sources.Split, count: int | None, parts: list[dict[str, Any]]
 ) -> Iterator[tuple[list[Any], Any, bool]]:
-    """(values of `field`, position behind them, whether they are the last), part after part."""
+    """(values of `field`, position behind them, whether they are the last) of each part that is not there yet."""
     stream = sources.open_hub(rest, field, split)
-    if state["position"] is not None:
-        stream.load_state_dict(state["position"])
+    if parts:
+        stream.load_state_dict(parts[-1]["position"])
     values: list[Any] = []
-    size, texts = 0, state["texts"]
+    size, texts = 0, _sum(parts, "texts")
     for row in stream:
         value = row.get(field)
         values.append(value)
         size += len(value) if isinstance(value, str | bytes) else 8
-        texts += _text(value) is not None
+        texts += _is_text(value)
         enough = count is not None and texts >= count
         if size >= PART_BYTES or enough:
             yield values, stream.state_dict(), enough
@@ -112,37 +137,29 @@ def _parts(
     yield values, stream.state_dict(), True
 
 
-def _write_part(target: Path, state: dict[str, Any], field: str, values: list[Any], position: Any, last: bool) -> None:
-    """Write one part, then that it is there: a part that nobody knows of is written again."""
+def _write_part(path: Path, field: str, values: list[Any], position: Any, last: bool) -> dict[str, Any]:
+    """Write one part, with every value that is no text as sources.NO_TEXT says; returns what is to be known of it."""
     import pyarrow
     import pyarrow.parquet
 
-    texts = [_text(value) for value in values]
-    table = pyarrow.table({field: pyarrow.array(texts, type=pyarrow.large_string())})
-    with folder.replacing(target / f"part-{state['parts']:05d}.parquet") as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    state["parts"] += 1
-    state["rows"] += len(values)
-    state["texts"] += sum(text is not None for text in texts)
-    state["position"], state["finished"] = position, last
-    folder.write_file(target / STATE, json.dumps(state))
+    data = [value.encode(errors="surrogatepass") if isinstance(value, str) else value for value in values]
+    others = [None if value is None or isinstance(value, bytes) else type(value).__name__ for value in data]
+    texts = [value if isinstance(value, bytes) else None for value in data]
+    table = pyarrow.table({
+        field: pyarrow.array(texts, type=pyarrow.large_binary()),
+        sources.NO_TEXT: pyarrow.array(others, type=pyarrow.string()),
+    })  # fmt: skip
+    about = {"rows": len(values), "texts": sum(map(_is_text, values)), "position": position, "last": last}
+    with folder.write(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary / VALUES, compression="zstd", write_page_checksum=True)
+        (temporary / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    return about
 
 
-def _text(value: Any) -> str | None:
-    """A row's text, None if it has none that UTF-8 can hold."""
-    if isinstance(value, bytes):
-        value = value.decode(errors="surrogateescape")
-    if not isinstance(value, str):
-        return None
+def _is_text(value: Any) -> bool:
+    """Whether a row has text, in UTF-8 or such as UTF-8 can hold."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        return None
-    return value
-
-
-def _state(target: Path) -> dict[str, Any]:
-    try:
-        return json.loads((target / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"parts": 0, "rows": 0, "texts": 0, "position": None, "finished": False}
+        value.decode() if isinstance(value, bytes) else value.encode()
+    except (AttributeError, UnicodeError):
+        return False
+    return True

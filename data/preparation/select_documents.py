@@ -151,7 +151,7 @@ class Selection:
         return {reason: f"{place}: {detail}" for reason, place, detail in self._database.execute(query)}
 
     def quarantine(self) -> Iterator[str]:
-        """One JSON line for each malformed row: reason, place ("file:line"), detail, rows it stands for."""
+        """One JSON line for each malformed row: reason, place (file:line, hub:NAME:row), detail, its rows."""
         query = "SELECT reason, place, detail, count FROM quarantine ORDER BY id"
         for reason, place, detail, count in self._database.execute(query):
             yield json.dumps({"reason": reason, "place": place, "detail": detail, "rows": count}, ensure_ascii=False)
@@ -189,11 +189,12 @@ class Selection:
 
     def _quarantine(self, number: int, row: dict[str, Any]) -> None:
         piece = self.pieces[number]
+        named = piece.origin or piece.place
         if self._before is None or self._before[0] != number:
             before = sum(sources.lines_of(other) for other in self.pieces[:number]
-                         if (other.place, other.split) == (piece.place, piece.split))  # fmt: skip
+                         if (other.origin or other.place, other.split) == (named, piece.split))  # fmt: skip
             self._before = number, before
-        place = f"{piece.place}:{self._before[1] + row['line']}".encode(errors="backslashreplace").decode()
+        place = f"{named}:{self._before[1] + row['line']}".encode(errors="backslashreplace").decode()
         self._database.execute("INSERT INTO quarantine (reason, place, detail, count) VALUES (?, ?, ?, ?)",
                                (row["fault"], place, row["detail"], row["count"]))  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What comes from the Hub is on disk before it is read, however often the connection fails. The Hub is a stand-in."""
 
 import json
+import shutil
 
 import pytest
 
@@ -84,7 +85,49 @@ def test_a_connection_that_never_comes_is_an_error_that_keeps_what_there_is(tmp_
     served(monkeypatch, [100] + [0] * 20)
     with pytest.raises(SourceError, match="cannot be reached.*rows that are downloaded so far are kept"):
         downloaded("hub:owner/name", "text", "train", None, tmp_path, lambda _: None)
-    assert json.loads((tmp_path / "hub-train" / "state.json").read_text())["rows"] > 50
+    assert len(list((tmp_path / "hub-train").glob("part-*"))) >= 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("which", [0, 2, -1])
+@pytest.mark.parametrize("damage", ["delete", "cut", "flip", "{}", "[]"])
+def test_a_part_that_was_damaged_since_is_fetched_again(tmp_path, monkeypatch, finished, which, damage):
+    """With those behind it, for the position behind those before it is known."""
+    streams = served(monkeypatch, [] if finished else [300] + [0] * 5)
+    try:
+        source = downloaded("hub:owner/name", "text", "train", None, tmp_path, print)
+    except SourceError:
+        assert not finished
+    streams.clear()
+    parts = sorted((tmp_path / "hub-train").glob("part-*"))
+    before = sum(json.loads((part / download.ABOUT).read_text())["rows"] for part in parts[: which % len(parts)])
+    values = parts[which] / download.VALUES
+    data = bytearray(values.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "delete":
+        shutil.rmtree(parts[which])
+    elif damage in ("{}", "[]"):
+        (parts[which] / download.ABOUT).write_text(damage)
+    else:
+        values.write_bytes(data if damage == "flip" else data[:-9])
+    log = []
+    source = downloaded("hub:owner/name", "text", "train", None, tmp_path, log.append)
+    assert list(sources.documents(source)) == [row["text"] for row in ROWS]
+    noticed = [line for line in log if "WARNING" in line and str(parts[which]) in line]
+    assert len(noticed) == (damage != "delete" or which != -1)  # a last part that is gone may never have been there
+    assert len(streams) == 1 and streams[0].served == len(ROWS) - before
+    assert downloaded("hub:owner/name", "text", "train", None, tmp_path, log.append) == source and len(streams) == 1
+
+
+def test_what_is_no_text_keeps_its_reason(tmp_path, monkeypatch):
+    rows = [{"text": value} for value in ("good", 5, None, "half \ud83d", b"\xff", b"bytes", ["a"], "end")]
+    monkeypatch.setattr(f"{__name__}.ROWS", rows)
+    served(monkeypatch, [])
+    source = downloaded("hub:owner/name", "text", "train", 3, tmp_path, print)
+    found = [row.reason if isinstance(row, sources.BadRow) else row for row in sources.documents(source)]
+    assert found == ["good", "not_text", "missing_field", "bad_utf8", "bad_utf8", "bytes", "not_text", "end"]
+    details = [row.detail for row in sources.documents(source) if isinstance(row, sources.BadRow)]
+    assert (details[0], details[1]) == ("'text' is a int, not text", "field 'text' is null")
 
 
 def test_no_more_is_fetched_than_is_asked_for(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 import settings
 from data import inspect, prepare, publish, shards, sources
 from data.preparation import documents as documents_
+from data.preparation import download
 from data.preparation.select_documents import Selection
 from data.sources import SourceError
 from storage import folder
@@ -268,6 +269,24 @@ def test_what_is_downloaded_stays_whatever_is_wrong_with_it(tmp_path, monkeypatc
         (work,) = (tmp_path / "shards").glob(".work-*")
         assert [path.name for path in work.iterdir()] == ["hub-train"] or state == "offline"
         assert (work / "hub-train" / "part-00000.jsonl").exists()
+
+
+def test_a_malformed_row_of_the_hub_is_known_by_its_number_in_the_data_set(tmp_path, monkeypatch):
+    """Not by a file that is gone when the shards are there."""
+
+    class Rows(list):
+        def state_dict(self):
+            return None
+
+    rows = [{"text": text} for text in documents(400)]
+    rows[7], rows[350] = {"text": 5}, {"text": None}
+    monkeypatch.setattr(download, "PART_BYTES", 5_000)
+    monkeypatch.setattr(sources, "open_hub", lambda *_: Rows(rows))
+    made = prepared(config(tmp_path, {"from": "hub:owner/name"}))
+    found = [json.loads(line) for line in (made / shards.QUARANTINE).read_text().splitlines()]
+    assert [(row["reason"], row["place"]) for row in found] == [
+        ("not_text", "hub:owner/name:8"), ("missing_field", "hub:owner/name:351")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("moment", ["opened", "written"])
