@@ -6,19 +6,24 @@ that decides the content: the files' content, the options, the code's version an
 and verifies is left alone, so a second run does nothing, and runs with equal sources share their shards. Interrupted at
 any instant, the same command goes on where it was. Rows that are no documents stand in the folder's quarantine.jsonl.
 Only the `data` and `tokenizer` sections of the config are looked at. Exit codes: 0 prepared, 1 a source cannot be read
-or written, 2 the config is wrong, 75 interrupted.
+or written, 2 the config is wrong, 75 interrupted (asked a second time, it ends at once with 128 + the signal's number).
 """
+
+if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
+
+    interruption.end_at_once()
 
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import glob
 import hashlib
 import heapq
 import json
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +34,7 @@ import filelock
 
 import settings
 from data import embedded, shards, sources
-from data.preparation import clean, write_tokens
+from data.preparation import clean, interruption, write_tokens
 from data.preparation.documents import Documents, valid_count
 from data.preparation.workers import Workers
 from data.settings import DataSection, SourceSection
@@ -329,6 +334,14 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
     return {"tokenizer": tokenizer, "sources": described}
 
 
+def _with_remedy(error: OSError, root: str) -> str:
+    """What the system says, where that was if it does not say, and what to do."""
+    if error.errno is None or error.errno == errno.ENOMEM:  # the message says it all
+        return error.strerror or str(error)
+    where = "" if error.filename else f" (in {root})"
+    return f"{error}{where}: make room or make it writable; the same command goes on from there"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -339,23 +352,25 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         config = settings.load(Config, args.config, args.overrides, only=("data", "tokenizer"))
+        log = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
+        prepared = prepare(config.data, config.tokenizer, log)
+        print(json.dumps(_summary(prepared)) if args.json else table(prepared))
     except settings.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    try:
-        log = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
-        prepared = prepare(config.data, config.tokenizer, log)
-    except (sources.SourceError, TokenizerError, OSError) as error:
+    except (sources.SourceError, TokenizerError) as error:
         print(f"not prepared: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"not prepared: {_with_remedy(error, config.data.shards)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from there", file=sys.stderr)
-        return 75
-    print(json.dumps(_summary(prepared)) if args.json else table(prepared))
+        print(interruption.MESSAGE, file=sys.stderr)
+        return interruption.INTERRUPTED
     return 0
 
 
 if __name__ == "__main__":
     host.outlive_readers()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop it are one
+    interruption.interrupt_once()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """Processes that share the work of a preparation: results in order, as many at once as there are cores."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ class Workers:
         Jobs are taken from the iterable a few ahead of the results, so it may end early.
 
         Raises:
-            OSError: a worker was killed, most likely for want of memory.
+            OSError: ENOMEM: a worker was killed, most likely for want of memory.
         """
         if not many or self.processes == 1:
             for job in jobs:
@@ -47,8 +48,8 @@ class Workers:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             self._pool = None
-            raise OSError("a process that was preparing data was killed, most likely for want of memory: use fewer "
-                          "with data.workers; what is done so far is kept") from error  # fmt: skip
+            raise OSError(errno.ENOMEM, "a process that was preparing data was killed, most likely for want of memory: "
+                          "use fewer with data.workers; what is done so far is kept") from error  # fmt: skip
         finally:
             for future in waiting:
                 future.cancel()
@@ -72,4 +73,6 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     host.end_with_parent()
+    if os.getppid() != multiprocessing.parent_process().pid:  # it has ended already
+        os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,5 +1,6 @@
 """The shards hold what was in the sources, less what is counted as dropped; a second run does nothing."""
 
+import errno
 import json
 import os
 import shutil
@@ -496,6 +497,18 @@ def test_the_command_exits_2_with_all_problems_and_1_for_a_source_that_fails(tmp
     assert prepare.main(["--config", path]) == 1
     assert "not prepared: data.sources.a: there are no training documents" in capsys.readouterr().err
     assert left_in(tmp_path / "shards") == []
+
+
+@pytest.mark.parametrize("place", [None, "some.file"])
+def test_the_command_says_where_the_disk_is_full_and_what_to_do(tmp_path, capsys, monkeypatch, place):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file", place)
+
+    monkeypatch.setattr(read_pieces, "read_piece", full)
+    assert prepare.main(["--config", write_config(tmp_path, write_texts(tmp_path / "a.jsonl", stories(9)))]) == 1
+    said = capsys.readouterr().err
+    assert "Error writing bytes to file" in said and (place or f"{tmp_path}/shards") in said
+    assert "make room or make it writable; the same command goes on from there" in said
 
 
 def test_help_comes_without_heavy_imports(run):
