@@ -138,8 +138,9 @@ def test_a_worker_that_is_killed_is_told_and_costs_nothing(tmp_path, many_pieces
     expected = content(prepared(config(tmp_path, source, "whole", workers=1)))
     found = config(tmp_path, source, workers=2)
     monkeypatch.setattr(documents_, "_read", _dies)
-    with pytest.raises(OSError, match="want of memory"):
+    with pytest.raises(OSError, match="want of memory") as error:
         prepared(found)
+    assert error.value.errno == errno.ENOMEM
     monkeypatch.undo()
     assert content(prepared(found)) == expected
 
@@ -203,7 +204,7 @@ def test_inspect_shows_what_is_in_a_folder(tmp_path, capsys):
     assert inspect.main(arguments) == 1 and "train-00000.tokens" in capsys.readouterr().err
 
 
-def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypatch):
+def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypatch, run):
     """The Hub is a stand-in that notes what it is given."""
     import huggingface_hub
 
@@ -233,7 +234,11 @@ def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypat
     assert str(tmp_path) in (made / shards.DESCRIPTION).read_text() and (made / shards.QUARANTINE).exists()
     assert not list(made.parent.glob(".*public*"))
     assert "- 1 bad_json" in card and str(tmp_path) not in card and "| train |" in card
-    assert publish.main([str(made), "me/stories", "--dry-run"]) == 0 and card in capsys.readouterr().out
+    dry = [str(made), "me/stories", "--dry-run"]
+    assert publish.main(dry) == 0 and card in capsys.readouterr().out
+    command = f'"{sys.executable}" -m data.publish "$@" | true; echo ${{PIPESTATUS[0]}}'
+    done = run("bash", "-c", command, "-", *dry)
+    assert (done.stdout, done.stderr) == ("0\n", "")
     assert len(given) == 3
     (made / "train-00000.tokens").write_bytes(b"")
     assert publish.main([str(made), "me/stories"]) == 1 and "must be whole" in capsys.readouterr().err
