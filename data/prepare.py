@@ -37,7 +37,7 @@ from data import embedded, shards, sources
 from data.preparation import clean, interruption, write_tokens
 from data.preparation.documents import Documents, valid_count
 from data.preparation.workers import Workers
-from data.settings import DataSection, SourceSection
+from data.settings import DataSection
 from models import host
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
@@ -82,10 +82,7 @@ def prepare(
     """
     root = Path(data.shards)
     _sum.cache_clear()
-    evaluation = {name: [_content(name, part.from_, data), part.field] for name, part in data.evaluation_sets.items()}
-    inputs = {
-        name: {**_inputs(name, source, data), "evaluation_sets": evaluation} for name, source in data.sources.items()
-    }
+    inputs = {name: _inputs(name, data) for name in data.sources}
     with contextlib.ExitStack() as held:
         workers = held.enter_context(Workers(data.workers))
         documents = {}
@@ -135,8 +132,9 @@ def _work(documents: Documents) -> Iterator[None]:
         documents.close()
 
 
-def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, Any]:
+def _inputs(name: str, data: DataSection) -> dict[str, Any]:
     """All that decides which documents a source gives. Folders' names do not: a corpus may move."""
+    source = data.sources[name]
     if source.valid_from is not None:
         valid = {"from": _content(name, source.valid_from, data)}
     elif source.is_embedded:
@@ -153,7 +151,22 @@ def _inputs(name: str, source: SourceSection, data: DataSection) -> dict[str, An
         "min_characters": data.min_characters,
         "filters": settings.as_plain(data.filters),
         "near_duplicates": data.near_duplicates,
+        "evaluation_sets": {
+            other: [_content(other, part.from_, data), part.field] for other, part in data.evaluation_sets.items()
+        },
     }
+
+
+def _check_unchanged(documents: Documents, inputs: dict[str, Any]) -> None:
+    """Raises sources.BadContentError if the files of a source are not those that `inputs` tells of any more."""
+    _sum.cache_clear()
+    try:
+        same = _inputs(documents.name, documents.data).items() <= inputs.items()
+    except (FileNotFoundError, sources.SourceError):
+        same = False
+    if not same:
+        raise sources.BadContentError(f"data.sources.{documents.name}: its files changed while they were read: start "
+                                      "again when they are complete")  # fmt: skip
 
 
 def _content(name: str, source: str, data: DataSection) -> dict[str, Any]:
@@ -227,6 +240,7 @@ def _own_tokenizer(
             for name in sorted(documents, key=lambda name: _fingerprint(inputs[name])):
                 with _work(documents[name]):
                     sample += _sample(documents[name], SAMPLE_BYTES // len(documents))
+                    _check_unchanged(documents[name], inputs[name])
             megabytes = sum(len(text.encode()) for text in sample) / 1e6
             log(f"tokenizer: training up to {vocab_size:,} entries on {megabytes:.1f} MB, {len(sample):,} documents")
             with folder.write(path) as temporary:
@@ -283,6 +297,7 @@ def _write_source(
         if selection.first_malformed():
             with open(temporary / shards.QUARANTINE, "w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in selection.quarantine())
+        _check_unchanged(documents, inputs)
     for line in documents.report():
         log(f"{name}: dropped {line}")
     if selection.first_malformed():

@@ -342,6 +342,33 @@ def test_a_moved_corpus_is_still_prepared(tmp_path, small_tokenizer):
     assert len(log) == 1 and "already prepared" in log[0]
 
 
+@pytest.mark.parametrize("own_tokenizer", [True, False])
+@pytest.mark.parametrize("change", ["grown", "gone", "questions"])
+def test_a_corpus_that_changes_while_it_is_read_gives_no_shards(
+    tmp_path, small_tokenizer, monkeypatch, change, own_tokenizer
+):
+    """They would be a mixture under the name of what the files were."""
+    path, exam = tmp_path / "a.jsonl", tmp_path / "exam.jsonl"
+    write_texts(exam, ["How many legs do seven spiders have?"])
+
+    def read(*arguments, _read=read_pieces.read_piece):
+        _read(*arguments)
+        if change == "gone":
+            path.unlink(missing_ok=True)
+        else:
+            (path if change == "grown" else exam).write_text('{"text": "another text altogether"}\n')
+
+    source = {"a": {"from": write_texts(path, stories(50))}}
+    config_ = config(tmp_path, source, None if own_tokenizer else small_tokenizer,
+                     evaluation_sets={"legs": {"from": f"jsonl:{exam}"}})  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(sources.BadContentError, match="data.sources.a: its files"):
+        patch.setattr(read_pieces, "read_piece", read)
+        prepared(config_)
+    assert left_in(tmp_path / "shards") == []
+    write_texts(path, stories(60))
+    assert len(documents_in(prepared(config_)[0], "a", "train")) > 50
+
+
 @pytest.mark.parametrize("which", ["a", "tokenizer"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_folder_is_set_aside_loudly_and_made_again(tmp_path, which, damage):
