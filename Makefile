@@ -43,7 +43,7 @@ test: $(READY_DEV)
 lint: $(READY_DEV)
 	$(BIN)/ruff check .
 
-bench: $(if $(NAME),$(READY))
+bench: $(if $(NAME),$(READY_DEV))
 ifeq ($(NAME),)
 	@echo 'make bench NAME=... with one of:'
 	@grep -l 'result\.parser(' benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'

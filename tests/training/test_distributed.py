@@ -107,8 +107,10 @@ def test_only_the_first_process_of_a_machine_reads_the_corpus(tmp_path, monkeypa
     """The others take what it has verified."""
     prepared = Prepared(Tokenizer.train(["a b c"], 1024), {"stories": tmp_path, "unused": tmp_path})
     monkeypatch.setattr(training.start, "prepare", lambda *_: pytest.fail("it was prepared again"))
-    neighbour = SimpleNamespace(is_main=False, is_first_of_machine=False, rank=1, sum=lambda *flags, patiently: list(flags),
-                                from_main=lambda _: prepared)  # fmt: skip
+    neighbour = SimpleNamespace(
+        is_main=False, is_first_of_machine=False, rank=1, sum=lambda *flags, patiently: list(flags),
+        from_main=lambda _: prepared,
+    )  # fmt: skip
     config = SimpleNamespace(phases=[SimpleNamespace(data={"stories": 1.0})])
     with contextlib.ExitStack() as held:
         found = training.start._prepare(config, neighbour, SimpleNamespace(stop=False), held)

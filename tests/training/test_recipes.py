@@ -1,6 +1,8 @@
 """Every recipe of configs/ loads, has its published size, and trains on a local file by the override it promises."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ PARAMETERS = {
     "flow-qwen": 596_049_920,
     "tinystories-cpu": 4_984_064,
 }
+
+
+def promised(name: str) -> str:
+    """The override with which, by the first lines of configs/NAME.yaml, it trains on text of one's own."""
+    lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
+    header = " ".join(line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return re.search(r"(?:text of your own|to use your own): (\S+=(?:\{[^}]*\}|\S+PATH))\.", header)[1]
 
 
 def recipe(name: str, *overrides: str) -> RunConfig:
@@ -68,12 +77,10 @@ def test_a_recipe_has_its_published_size(name):
 def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
     """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens."""
     text, tokenizer = corpus
-    heads = recipe(name, "data.sources.*.from=embedded:stories", "data.sources.*.documents=9",
-                   "data.sources.*.valid_from=null").model.n_heads  # fmt: skip
+    own = promised(name).replace("PATH", str(text))
+    heads = recipe(name, own).model.n_heads
     config = recipe(
-        name,
-        f"data.sources.*.from=jsonl:{text}",
-        "data.sources.*.valid_from=null", "data.sources.*.documents=null", "data.sources.*.field=text",
+        name, own,
         f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}", f"tokenizer.path={tokenizer}",
         "model.vocab_size=null", f"model.d_model={4 * heads}", "model.head_dim=4", f"model.d_ff={8 * heads}",
         "parallel.device=cpu", "parallel.cpu_threads=1", "watch.wandb=off", "watch.sample_tokens=3",
