@@ -210,7 +210,11 @@ def resolve(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder: name a run (runs/x) or one of its checkpoints")
-    found, skipped = newest(path if path.name == "checkpoints" else path / "checkpoints")
+    root = path if path.name == "checkpoints" else path / "checkpoints"
+    found, skipped = newest(root)
+    below = sorted(str(entry.parent) for entry in path.glob("*/checkpoints"))
+    if found is None and below and not root.is_dir():
+        raise CheckpointError(f"{path} is no run, but holds some: name one, for example {' or '.join(below[:3])}")
     if found is None:
         faults = "; ".join(problem for problems in skipped.values() for problem in problems)
         raise CheckpointError(f"{path} has no checkpoint that can be used ({faults or 'none was written yet'})")

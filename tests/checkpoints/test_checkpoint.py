@@ -172,6 +172,8 @@ def test_when_there_is_none_the_message_says_why(save, tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint that can be used .none was written yet"):
         load_model(tmp_path)
     path = save(1)
+    with pytest.raises(CheckpointError, match=f"is no run, but holds some: name one, for example {tmp_path / 'run'}"):
+        load_model(tmp_path)
     (path / checkpoint.STATE).unlink()
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'run'} has no .*{path / checkpoint.STATE} is missing"):
         load_model(tmp_path / "run")
