@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import inspect
 import os
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -129,7 +130,13 @@ class Strategy:
         if self.world == 1:
             return numbers
         total = torch.tensor(numbers, dtype=torch.float64)
-        torch.distributed.all_reduce(total, group=self._patient if patiently else self._hosts)
+        if patiently:
+            work = torch.distributed.all_reduce(total, group=self._patient, async_op=True)
+            while not work.is_completed():  # in Python, where signals are heard meanwhile
+                time.sleep(0.05)
+            work.wait()
+        else:
+            torch.distributed.all_reduce(total, group=self._hosts)
         return total.tolist()
 
     def from_main(self, value: T) -> T:

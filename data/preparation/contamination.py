@@ -3,21 +3,19 @@
 Questions and documents are compared as words in lower case with every number replaced by one sign, whether it is in
 digits (1,200, 1 200, 1/2) or spelled out in English (one hundred and five), so that a question with other numbers is
 found like the question itself. A document holds a question when half of the question's n-grams of 8 words occur in it;
-a question of 4 to 7 words must occur whole, a shorter one must be the whole document. In scripts that put no spaces
-between words (Chinese, Japanese, Thai, ...) every letter counts as a word.
+a question of 4 to 7 words must occur whole, a shorter one must be the whole document.
 """
 
 import collections
 import json
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from data.preparation.words import words_of
+
 NGRAM, SHORTEST = 8, 4  # words
 CONTAINED = 0.5  # share of a question's n-grams
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"\d+(?:[.,]\d+)*|[{_UNSPACED}]|[^\W\d{_UNSPACED}]+")
 _SCALES = {"hundred", "thousand", "million", "billion", "trillion"}
 _NUMBER_WORDS = _SCALES | {
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "dozen",
@@ -29,7 +27,7 @@ _NUMBER_WORDS = _SCALES | {
 def masked_words(text: str) -> list[str]:
     """The words of `text` in lower case and NFKC, each number, of however many words, as 0."""
     masked: list[str] = []
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    words = words_of(unicodedata.normalize("NFKC", text).lower())
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
         if _is_number(word):
             if masked[-1:] != ["0"]:
