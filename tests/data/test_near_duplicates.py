@@ -1,17 +1,21 @@
 """Near-duplicates are those that brute force finds, and the index finds them on disk."""
 
+import itertools
 import json
 import random
-import re
 import sqlite3
+import string
+from collections import Counter
 
 import numpy
 import pytest
 
 from data.preparation import near_duplicates
 from data.preparation.near_duplicates import Index, bands, shingles, similarity
+from data.preparation.words import words_of
 
-WORDS = [f"word{n}" for n in range(2000)]
+WORDS = ["".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=3), 2000)]
+CHINESE = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
 
 
 def texts_alike(count: int, seed: int) -> list[str]:
@@ -34,7 +38,7 @@ def brute_force(texts: list[str], threshold: float) -> list[bool]:
     kept: list[set] = []
     flags = []
     for text in texts:
-        words = re.findall(r"\w+", text.lower())
+        words = words_of(text.lower())
         own = {tuple(words[start : start + 5]) for start in range(max(1, len(words) - 4))}
         flags.append(any(len(own & other) >= threshold * len(own | other) for other in kept))
         if not flags[-1]:
@@ -86,3 +90,29 @@ def test_bands_do_not_depend_on_what_else_is_hashed():
     assert together.shape == (50, near_duplicates.BANDS)
     assert all(numpy.array_equal(bands([own])[0], row) for own, row in zip(sets, together, strict=True))
     assert bands([]).shape == (0, near_duplicates.BANDS)
+
+
+def test_texts_without_a_word_are_alike_only_if_they_are_the_same():
+    assert found_by_index(["!!! ???", "((( )))", "!!! ???", "\n* * *"], 0.8) == [False, False, True, False]
+
+
+def test_in_scripts_without_spaces_a_copy_with_another_letter_is_found():
+    draw = random.Random(5)
+    one, other = ("".join(draw.choices(CHINESE, k=300)) for _ in range(2))
+    edited = one[:100] + "。" + other[0] + one[101:]
+    assert found_by_index([one, other, edited], 0.8) == [False, False, True]
+
+
+def test_a_page_that_all_documents_share_costs_no_more_than_the_few_that_are_compared(monkeypatch):
+    """And copies among them are found all the same."""
+    compared = Counter()
+    monkeypatch.setattr(near_duplicates, "BAND_ROOM", 20)
+    monkeypatch.setattr(near_duplicates, "COMPARED", 10)
+    monkeypatch.setattr(near_duplicates, "similarity",
+                        lambda one, other: compared.update([other.tobytes()]) or similarity(one, other))  # fmt: skip
+    draw = random.Random(6)
+    page = " ".join(draw.choices(WORDS, k=150))
+    texts = [f"{page} {text}" for text in texts_alike(300, seed=6)]
+    ours = found_by_index(texts, 0.8)
+    assert max(compared.values()) <= 10 and sum(compared.values()) > 500
+    assert_agree(ours, brute_force(texts, 0.8))
