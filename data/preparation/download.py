@@ -5,6 +5,7 @@ that was interrupted goes on with the next part, and one of which a part is dama
 that fails is tried again, later each time.
 """
 
+import contextlib
 import errno
 import glob
 import json
@@ -71,8 +72,9 @@ def _download(rest: str, field: str, split: sources.Split, count: int | None, ta
     while True:
         before = len(parts)
         try:
-            for values, position, last in _parts(rest, field, split, count, parts):
-                parts.append(_write_part(_part(target, len(parts)), field, values, position, last))
+            with _retries_are_ours():
+                for values, position, last in _parts(rest, field, split, count, parts):
+                    parts.append(_write_part(_part(target, len(parts)), field, values, position, last))
             return
         except Exception as error:
             if not _may_pass(error):
@@ -86,6 +88,34 @@ def _download(rest: str, field: str, split: sources.Split, count: int | None, ta
             pause = FIRST_PAUSE * 2 ** (tries - 1)
             log(f"hub:{rest}: {type(error).__name__}: {error}; trying again in {pause:.0f} s")
             time.sleep(pause)
+
+
+@contextlib.contextmanager
+def _retries_are_ours() -> Iterator[None]:
+    """Inside, a connection that fails is an error at once: huggingface_hub and datasets would try again for minutes in
+    each of our tries, and say so line by line. For what a busy server asks of them they wait as ever."""
+    import datasets
+    from huggingface_hub.utils import http_backoff, http_stream_backoff
+
+    changes: list[tuple[dict[str, Any], str, Any]] = [  # the first two have no setting but their defaults
+        (http_backoff.__kwdefaults__, "retry_on_exceptions", ()),
+        (http_stream_backoff.__wrapped__.__kwdefaults__, "retry_on_exceptions", ()),
+        (vars(datasets.config), "STREAMING_OPEN_MAX_RETRIES", 1),
+        (vars(datasets.config), "STREAMING_OPEN_RETRY_INTERVAL", 0),
+        (vars(datasets.config), "STREAMING_READ_MAX_RETRIES", 1),
+        (vars(datasets.config), "STREAMING_READ_RETRY_INTERVAL", 0),
+    ]
+    before = [(place, key, place[key]) for place, key, _ in changes]
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity_error()
+    try:
+        for place, key, value in changes:
+            place[key] = value
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        for place, key, value in before:
+            place[key] = value
 
 
 def _sum(parts: list[dict[str, Any]], what: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -128,6 +129,28 @@ def test_what_is_no_text_keeps_its_reason(tmp_path, monkeypatch):
     assert found == ["good", "not_text", "missing_field", "bad_utf8", "bad_utf8", "bytes", "not_text", "end"]
     details = [row.detail for row in sources.documents(source) if isinstance(row, sources.BadRow)]
     assert (details[0], details[1]) == ("'text' is a int, not text", "field 'text' is null")
+
+
+def test_without_a_network_only_our_own_tries_are_made_and_told(tmp_path, run):
+    """The clients that the Hub is read with would each try on for minutes."""
+    script = """
+import sys
+from pathlib import Path
+from huggingface_hub.utils import http_backoff
+from data.preparation import download
+before = dict(http_backoff.__kwdefaults__)
+download.FIRST_PAUSE = 0
+try:
+    download.downloaded("hub:owner/name", "text", "train", None, Path(sys.argv[1]), print)
+except Exception as error:
+    print(error)
+assert http_backoff.__kwdefaults__ == before
+"""
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    done = run(sys.executable, "-c", script, str(tmp_path), timeout=60, **nowhere)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr, len(lines)) == (0, "", download.TRIES), done
+    assert all(line.endswith("trying again in 0 s") for line in lines[:-1]) and "cannot be reached" in lines[-1]
 
 
 def test_no_more_is_fetched_than_is_asked_for(tmp_path, monkeypatch):
