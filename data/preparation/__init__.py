@@ -7,5 +7,6 @@
     write_tokens        the tokens of a piece
     documents           puts these together for one source, and goes on after a kill
 
-Pieces are read and tokenised by any number of processes at once (workers). `data/prepare.py` is the entry.
+Pieces are read and tokenised by any number of processes at once (workers). `words` says what a word is, `interruption`
+what a request to stop does. `data/prepare.py` is the entry.
 """
