@@ -7,7 +7,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -42,7 +42,7 @@ class Workers:
         try:
             while True:
                 for job in itertools.islice(jobs, 2 * self.processes - len(waiting)):
-                    waiting.append(self._started().submit(function, *job))
+                    waiting.append(self._submit(function, job))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -61,16 +61,19 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _started(self) -> ProcessPoolExecutor:
+    def _submit(self, function: Callable[..., Any], job: tuple) -> Future:
         if self._pool is None:  # spawned: a fork would inherit the locks of whatever threads this process has
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin)
-        return self._pool
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # as it stays in a worker that starts now
+        try:
+            return self._pool.submit(function, *job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _begin() -> None:
     """Of each worker: Ctrl-C is the parent's affair, and without a parent there is nothing to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     host.end_with_parent()
     if os.getppid() != multiprocessing.parent_process().pid:  # it has ended already

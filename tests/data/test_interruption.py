@@ -35,7 +35,7 @@ if __name__ == "__main__":
 def started(*command: str | Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -74,3 +74,21 @@ def test_a_second_request_ends_it_and_its_workers_at_once(tmp_path, number):
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_ctrl_c_in_a_terminal_gives_no_tracebacks_of_workers_that_are_just_starting(tmp_path):
+    """The terminal sends it to all of them."""
+    jobs = "[(0,), (0,), (600,), (600,)]"
+    script = ENDLESS.replace(jobs, "jobs()").replace("def main", """
+def jobs():
+    yield (0,)
+    yield (0,)
+    time.sleep(0.1)
+    import os, signal
+    os.killpg(0, signal.SIGINT)
+    time.sleep(600)
+
+def main""").replace("finally:", "except KeyboardInterrupt:")
+    (tmp_path / "starting.py").write_text(script)
+    process = started(tmp_path / "starting.py")
+    assert process.communicate(timeout=60) == ("stopping\n", "") and process.returncode == 0
