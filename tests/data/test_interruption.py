@@ -80,10 +80,13 @@ def test_ctrl_c_in_a_terminal_gives_no_tracebacks_of_workers_that_are_just_start
     """The terminal sends it to all of them."""
     jobs = "[(0,), (0,), (600,), (600,)]"
     script = ENDLESS.replace(jobs, "jobs()").replace("def main", """
+if __name__ == "__mp_main__":  # of a worker
+    time.sleep(1.5)
+
 def jobs():
     yield (0,)
     yield (0,)
-    time.sleep(0.1)
+    time.sleep(0.7)
     import os, signal
     os.killpg(0, signal.SIGINT)
     time.sleep(600)
