@@ -18,7 +18,7 @@ from data import sources
 from storage import folder
 
 PART_BYTES = 64_000_000  # of text
-TRIES, FIRST_PAUSE = 6, 2.0  # seconds, doubled each time: a minute in all
+TRIES, FIRST_PAUSE = 3, 2.0  # seconds, doubled each time; in each, huggingface_hub itself tries for half a minute
 # Of a part: its values, and their number, how many of them are texts, the stream's position behind them, `last`.
 VALUES, ABOUT = "values.parquet", "about.json"
 
@@ -72,7 +72,7 @@ def _download(rest: str, field: str, split: sources.Split, count: int | None, ta
     while True:
         before = len(parts)
         try:
-            with _retries_are_ours():
+            with _quietly():
                 for values, position, last in _parts(rest, field, split, count, parts):
                     parts.append(_write_part(_part(target, len(parts)), field, values, position, last))
             return
@@ -91,31 +91,20 @@ def _download(rest: str, field: str, split: sources.Split, count: int | None, ta
 
 
 @contextlib.contextmanager
-def _retries_are_ours() -> Iterator[None]:
-    """Inside, a connection that fails is an error at once: huggingface_hub and datasets would try again for minutes in
-    each of our tries, and say so line by line. For what a busy server asks of them they wait as ever."""
+def _quietly() -> Iterator[None]:
+    """Inside, huggingface_hub and datasets keep what they say of their own retries to themselves."""
     import datasets
-    from huggingface_hub.utils import http_backoff, http_stream_backoff
+    import huggingface_hub.utils
 
-    changes: list[tuple[dict[str, Any], str, Any]] = [  # the first two have no setting but their defaults
-        (http_backoff.__kwdefaults__, "retry_on_exceptions", ()),
-        (http_stream_backoff.__wrapped__.__kwdefaults__, "retry_on_exceptions", ()),
-        (vars(datasets.config), "STREAMING_OPEN_MAX_RETRIES", 1),
-        (vars(datasets.config), "STREAMING_OPEN_RETRY_INTERVAL", 0),
-        (vars(datasets.config), "STREAMING_READ_MAX_RETRIES", 1),
-        (vars(datasets.config), "STREAMING_READ_RETRY_INTERVAL", 0),
-    ]
-    before = [(place, key, place[key]) for place, key, _ in changes]
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity_error()
+    loggers = (datasets.logging, huggingface_hub.utils.logging)
+    before = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
     try:
-        for place, key, value in changes:
-            place[key] = value
         yield
     finally:
-        datasets.logging.set_verbosity(verbosity)
-        for place, key, value in before:
-            place[key] = value
+        for logger, verbosity in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
 
 
 def _sum(parts: list[dict[str, Any]], what: str) -> int:

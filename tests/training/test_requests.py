@@ -128,13 +128,18 @@ def test_under_nohup_a_closed_terminal_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def _in_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which all of this may ignore, under nohup
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_closed_terminal_saves_and_stops(tiny):
     """As when ssh loses its connection: what is still said to the terminal stops nothing."""
     arguments = tiny("run", LONG, "checkpoint.every_steps=null", "evaluation.every_steps=null")
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "multigpu_train.py", *arguments], stdin=slave, stdout=slave, stderr=slave,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True, preexec_fn=_in_its_terminal,
     )  # fmt: skip
     os.close(slave)
     folder = folder_of(arguments)
