@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models import host
-from models.quantized import Bf16Linear, Int8Embedding, Int8Linear, quantize
+from models import host, row_products
+from models.quantized import Int8Embedding, Int8Linear, quantize
+from models.row_products import RowLinear
 
 Weights = Literal["fp32", "bf16", "int8"]
 HUGE_PAGE = 2**21  # bytes
@@ -24,24 +25,25 @@ def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
     for module in model.modules():
         _join(module)
     host.return_freed()  # the parts, before everything is copied once more
-    if weights == "bf16":
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):  # not the norms
-                module.bfloat16()
-            if isinstance(module, nn.Linear):
-                module.__class__ = Bf16Linear
-        if model.head is None:
-            model.head = Bf16Linear(*model.embedding.weight.shape[::-1], bias=False, device="meta")
-            model.head.weight = model.embedding.weight
-    elif weights == "int8":
+    if weights == "int8":
         _replace_linears(model)
         embedding = model.embedding.weight
         rows, scale = quantize(embedding)
         model.embedding = Int8Embedding(rows, scale)
         if model.head is None:
             model.head = Int8Linear(rows, scale)  # the same rows once more: they are stored once
+    else:
+        if model.head is None:
+            model.head = nn.Linear(*model.embedding.weight.shape[::-1], bias=False, device="meta")
+            model.head.weight = model.embedding.weight
+        for module in model.modules():
+            if weights == "bf16" and isinstance(module, nn.Linear | nn.Embedding):  # not the norms
+                module.bfloat16()
+            if isinstance(module, nn.Linear):
+                module.__class__ = RowLinear
     if model.final_norm.weight.device.type == "cpu":
         _lay_side_by_side(model)
+        row_products.choose(model)
     for module in model.modules():
         module.__class__ = _without_hooks(type(module))
     return model

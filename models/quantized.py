@@ -1,7 +1,7 @@
-"""Weights in fewer bytes: layers that multiply with bf16 or int8 matrices, and how a matrix becomes int8.
+"""Weights of one byte: layers that multiply with int8 matrices, and how a matrix becomes one, with a scale a row.
 
-Decoding one sequence reads every weight once a token, so its speed is the weights' size over the memory's bandwidth:
-half the bytes, twice the speed. Int8 has one scale a row. For training neither is of use.
+Decoding one sequence reads every weight once a token: a quarter of the bytes, up to four times the speed. For training
+they are of no use.
 """
 
 import torch
@@ -30,16 +30,6 @@ class Int8Linear(nn.Module):
             out = F.linear(x, self.weight.to(x.dtype))
         out = (out * self.scale).to(x.dtype)
         return out if self.bias is None else out + self.bias
-
-
-class Bf16Linear(nn.Linear):
-    """nn.Linear in bf16 that multiplies one row by a large matrix with a kernel that does not repack the matrix."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.numel() != self.in_features or self.weight.numel() < 2**22:
-            return super().forward(x)
-        out = torch.mv(self.weight, x.flatten())
-        return (out if self.bias is None else out + self.bias).view(*x.shape[:-1], -1)
 
 
 class Int8Embedding(nn.Module):
