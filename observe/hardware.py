@@ -148,12 +148,16 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The git commit of this code, with "+changes" when files differ from it; None outside a repository."""
+    """The git commit of this code, with "+changes" when files differ from it, results apart; None outside a
+    repository."""
     root = Path(__file__).resolve().parent.parent
     try:
         state = [
             subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10, check=True)
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for command in (
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results"),
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None
