@@ -54,6 +54,7 @@ class Clock:
     @contextlib.contextmanager
     def paused(self, state: RunState) -> Iterator[None]:
         """Leave what happens inside out of the speed, but not out of the run's seconds."""
+        self.tick(state)  # for what is saved inside
         began = time.monotonic()
         yield
         self._since += time.monotonic() - began

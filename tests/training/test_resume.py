@@ -287,6 +287,14 @@ def test_no_broken_checkpoint_is_kept_in_place_of_a_good_one(tiny, capfd):
     assert left == [".step-00000006.broken-1", "step-00000003", "step-00000005"]
 
 
+def test_the_time_of_steps_that_were_not_recorded_is_saved_too(tiny):
+    _, folder = train(tiny("run", "watch.log_every=10", "evaluation.every_steps=null", "checkpoint.every_steps=null",
+                           "run.stop_after_steps=7"))  # fmt: skip
+    recorded = [record["seconds"] for record in MetricsLog.read(folder / "metrics.jsonl") if record["kind"] == "train"]
+    saved = json.loads((folder / "checkpoints" / "step-00000007" / "state.json").read_text())["seconds"]
+    assert len(recorded) == 1 and saved > recorded[0] + 0.01
+
+
 def read_yaml(text: str) -> dict:
     import yaml
 
