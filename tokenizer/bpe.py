@@ -196,6 +196,17 @@ class Tokenizer:
         return all(self.decode(self.encode(text)) == text for text in texts)
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by name."""
+        return dict(self._special)
+
+    def named_tokens(self, names: Sequence[str]) -> dict[str, str]:
+        """What tokenizer_config.json calls by these names ("bos_token"): a token's text, of those that it has."""
+        found = {name: self._config.get(name) for name in names}
+        texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+        return {name: text for name, text in texts.items() if text}
+
+    @property
     def chat_template(self) -> str | None:
         template = self._config.get("chat_template")
         if isinstance(template, list):  # several, by name, in older folders

@@ -1,0 +1,1 @@
+"""Learning from a larger teacher: problems -> traces (generate) -> dataset (filter) -> scores, for phases of a run."""
