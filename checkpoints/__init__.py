@@ -5,9 +5,9 @@
 """
 
 from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve, take_stock
-from checkpoints.loading import load_model, locate, read_model, tokenizer_of
+from checkpoints.loading import load_model, locate, read_model, text_start, tokenizer_of
 
 __all__ = [
     "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "take_stock",
-    "tokenizer_of",
+    "text_start", "tokenizer_of",
 ]  # fmt: skip

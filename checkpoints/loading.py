@@ -34,6 +34,15 @@ def tokenizer_of(path: Path) -> Path:
     return path if huggingface.is_folder(path) else path / checkpoint.TOKENIZER
 
 
+def text_start(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
+    """The ids with which every text begins, for the model at `path` (as `locate` takes it).
+
+    A run of ours was trained with the end-of-text token before each document (data/loader.py); a stock Hugging Face
+    model continues a text as it is, and its chat template writes whatever belongs before the first turn.
+    """
+    return [] if huggingface.is_folder(path) else [tokenizer.end_of_text]
+
+
 def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tokenizer", ModelConfig]:
     """The model in evaluation mode, its tokenizer and its config, from anything that `locate` finds.
 

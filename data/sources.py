@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from data import embedded
 
-Split = Literal["train", "valid"]
+Split = Literal["train", "valid", "test"]
 
 KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
@@ -29,8 +29,8 @@ PIECE_BYTES, PIECE_DOCUMENTS = 8_000_000, 2500  # of a file, and of a generator
 NO_TEXT = "type of what is no text"  # a second column, with a name where the value of a downloaded row was no text
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4"}
 LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
-# The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.
-HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev")}
+# The split of a Hub data set for each side: the first of these that it has. "test" is for evaluation alone.
+HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 OFFLINE = "Go online for this one preparation, or name a local folder or file"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)?")
 
