@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _MARKED = re.compile(r"####([^\n]*)")
-_SAID = re.compile(r"\banswer[ \t]*(?:(?P<verb>is)[ \t]*:?|[:=])[ \t]*(?P<rest>[^\n]*)", re.IGNORECASE)
+_SAID = re.compile(r"\banswer[ \t]*(?:(?P<verb>is)[ \t]*:?|[:=])[ \t]*(?=(?P<rest>[^\n]*))", re.IGNORECASE)
 _CALCULATION = re.compile(r"\s*[-+*/×÷=]")
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|$)")
 _BOXED = "\\boxed{"

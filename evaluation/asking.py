@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said: `stop`, it ended by itself; `length`, it was cut; `no_room`, its prompt fills the context."""
+    """What the model said: `stop`, it ended by itself; `length`, it was cut; `no_room`, the context is full."""
 
     text: str
     finish: Literal["stop", "length", "no_room"]

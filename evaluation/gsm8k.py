@@ -246,8 +246,8 @@ class Evaluation:
     def _few_shot(self, student: Student, shots: int) -> Prompts:
         prompts = fitting_prompts(self.problems, student, self.examples[:shots], self.arguments.max_new_tokens)
         if shots and not prompts.name.startswith(f"{shots}-"):
-            self.log(f"{student.path.name}: {shots} examples, the longest question and {self.arguments.max_new_tokens} "
-                     f"new tokens do not fit its context of {student.model.config.context}: asked {prompts.name}")  # fmt: skip
+            room = f"{self.arguments.max_new_tokens} new tokens do not fit its context of {student.model.config.context}"
+            self.log(f"{student.path.name}: {shots} examples, the longest question and {room}: asked {prompts.name}")
         return prompts
 
     def _ask(self, path: Path, forms: Callable[[Student], list[Prompts]], samples: int | None) -> Answers:
@@ -333,8 +333,8 @@ def report(result: dict[str, Any]) -> str:
         for rule, pair in baseline["compared"].items():
             was = baseline["greedy"][pair["state"]]["scores"][rule]["accuracy"]
             now = result["greedy"][result["asked"]]["scores"][rule]["accuracy"]
-            lines.append(f"  {rule:17} {was:.1%} ({pair['state']}) to {now:.1%}: only now {pair['only_checkpoint']} right, "
-                         f"only before {pair['only_baseline']}, p = {pair['p']:.2g}")  # fmt: skip
+            lines.append(f"  {rule:17} {was:.1%} ({pair['state']}) to {now:.1%}: right only now "
+                         f"{pair['only_checkpoint']}, only before {pair['only_baseline']}, p = {pair['p']:.2g}")
     return "\n".join(lines)
 
 
