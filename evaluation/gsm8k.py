@@ -246,8 +246,9 @@ class Evaluation:
     def _few_shot(self, student: Student, shots: int) -> Prompts:
         prompts = fitting_prompts(self.problems, student, self.examples[:shots], self.arguments.max_new_tokens)
         if shots and not prompts.name.startswith(f"{shots}-"):
-            room = f"{self.arguments.max_new_tokens} new tokens do not fit its context of {student.model.config.context}"
-            self.log(f"{student.path.name}: {shots} examples, the longest question and {room}: asked {prompts.name}")
+            context, new = student.model.config.context, self.arguments.max_new_tokens
+            self.log(f"{student.path.name}: {shots} examples, the longest question and {new} new tokens do not fit its "
+                     f"context of {context}: asked {prompts.name}")  # fmt: skip
         return prompts
 
     def _ask(self, path: Path, forms: Callable[[Student], list[Prompts]], samples: int | None) -> Answers:
