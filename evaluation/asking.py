@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,8 @@ GREEDY = Sampling(temperature=0.0)
 PATIENCE = datetime.timedelta(days=1)  # of a process that is done, with those that are not
 _LAG = 16  # tokens behind the others: a row that is so far behind has ended, as tokens may come a few at a time
 _TAIL = 32  # last tokens of an answer in which a stop text is looked for
-Progress = Callable[[int, int], None]
+PROGRESS_SECONDS = 30
+Log = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,44 @@ def processes() -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
+class WrongDevice(ValueError):
+    """A device that this machine does not have."""
+
+
+def device_of(wanted: str | None, group: Processes) -> str:
+    """The device of this process: `wanted`, else a GPU of its own where there are any, else the CPU.
+
+    Raises:
+        WrongDevice: `wanted` cannot be used.
+    """
+    import torch
+
+    if wanted is None:
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return f"cuda:{group.local_rank % gpus}" if gpus else "cpu"
+    try:
+        torch.zeros(1, device=wanted).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # which one depends on what is not there
+        raise WrongDevice(f"--device {wanted} cannot be used: {str(error).splitlines()[0]}") from error
+    return wanted
+
+
+class Progress:
+    """Tells every half minute how far the first process is, as the others are about as far."""
+
+    def __init__(self, told: str, group: Processes, log: Log):
+        self.told, self.group, self.log = told, group, log
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of this process's prompts are done."""
+        now = time.monotonic()
+        if self.group.is_main and now - self.last >= PROGRESS_SECONDS and done < total:
+            left = (now - self.began) / done * (total - done)
+            self.log(f"{self.told}: {done / total:.0%}, {left / 60:.0f} min left")
+            self.last = now
+
+
 def ask(
     model: "nn.Module",
     tokenizer: "Tokenizer",
@@ -88,7 +128,7 @@ def ask(
     seeds: Sequence[int] | None = None,
     batch: int = 32,
     group: Processes = Processes(),
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Reply]:
     """The model's reply to each prompt (token ids), in their order; every process of `group` gets all of them.
 

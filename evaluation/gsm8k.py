@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from data import sources
 from data.preparation import interruption
 from evaluation import marking, problems, record
 from evaluation.answers import RULES
-from evaluation.asking import GREEDY, Processes, ask, processes, seed_of
+from evaluation.asking import GREEDY, Log, Processes, Progress, WrongDevice, ask, device_of, processes, seed_of
 from evaluation.marking import Marked
 from evaluation.problems import Problem
 from models import host
@@ -47,10 +46,8 @@ if TYPE_CHECKING:
     from tokenizer import Tokenizer
 
 BASELINE_SHOTS = 5  # as lm-evaluation-harness's gsm8k
-PROGRESS_SECONDS = 30
 INTERRUPTED = "interrupted: nothing was written; the same command begins again"
 _STOP = "Question:"  # where a model that continues a text goes on to the next problem
-Log = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def plain_prompts(
     from tokenizer import TokenizerError
     from tokenizer.conversations import ChatFormat
 
-    shown = "".join(f"{_plain(example)} {problems.rationale(example.answer)}\n\n" for example in examples)
+    shown = "".join(f"{_plain(example)} {problems.solution(example)}\n\n" for example in examples)
     ids = [start + tokenizer.encode(shown + _plain(problem)) for problem in asked]
     try:
         stop_ids = ChatFormat(tokenizer).stop_ids
@@ -164,6 +161,7 @@ class Evaluation:
     def __init__(self, arguments: argparse.Namespace, group: Processes, log: Log):
         from checkpoints import locate
 
+        self.device = device_of(arguments.device, group)
         self.arguments, self.group, self.log = arguments, group, log
         self.checkpoint = locate(arguments.checkpoint)
         self.baseline = locate(arguments.baseline) if arguments.baseline else None
@@ -171,7 +169,6 @@ class Evaluation:
         self.valid_fraction = problems.valid_fraction_of(self.checkpoint) if given is None else given
         self.problems, self.examples = self._read()
         self.digest = problems.digest(self.problems)
-        self.device = _device(arguments.device, group)
 
     def run(self) -> dict[str, Any]:
         """Ask, and return the whole result, as --json writes it."""
@@ -259,7 +256,7 @@ class Evaluation:
         def solved(form: Prompts, **how: Any) -> list[list[Marked]]:
             told = f"{path.name}, {form.name}{', samples' if how else ''}"
             return solve(student, self.problems, form, max_new_tokens=arguments.max_new_tokens, batch=arguments.batch,
-                         group=self.group, progress=_Progress(told, self.group, self.log), **how)  # fmt: skip
+                         group=self.group, progress=Progress(told, self.group, self.log), **how)  # fmt: skip
 
         greedy = {form.name: [marked for (marked,) in solved(form)] for form in asked}
         drawn = solved(asked[0], samples=samples, sampling=arguments.sampling) if samples else None
@@ -304,21 +301,6 @@ class Evaluation:
         return item
 
 
-class _Progress:
-    """Tells every half minute how far the first process is, as the others are about as far."""
-
-    def __init__(self, told: str, group: Processes, log: Log):
-        self.told, self.group, self.log = told, group, log
-        self.began = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self.group.is_main and now - self.last >= PROGRESS_SECONDS and done < total:
-            left = (now - self.began) / done * (total - done)
-            self.log(f"{self.told}: {done / total:.0%}, {left / 60:.0f} min left")
-            self.last = now
-
-
 def report(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [f"{result['checkpoint']['name']}: {result['problems']:,} problems of {result['data']}, {result['split']}"]
@@ -357,14 +339,6 @@ def _states(answers: Answers) -> dict[str, Any]:
 
 def _named(path: Path, given: str) -> dict[str, str]:
     return {"given": given, "name": path.name, "weights": record.identity(path)}
-
-
-def _device(wanted: str | None, group: Processes) -> str:
-    import torch
-
-    if wanted is not None:
-        return wanted
-    return f"cuda:{group.local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -443,6 +417,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
         log(f"not evaluated: {error}")
         return 1
+    except WrongDevice as error:
+        log(str(error))
+        return 2
     except KeyboardInterrupt:
         log(INTERRUPTED)
         return interruption.INTERRUPTED

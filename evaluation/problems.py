@@ -5,19 +5,17 @@ conversations out of training (data/preparation/clean.py). It is for choosing; t
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from data import sources
+from data import conversations, sources
 from data.preparation import clean
 from evaluation.answers import gold_answer
 
 VALID_FRACTION = 0.05  # where the checkpoint's own config names none
 KINDS = ("jsonl", "parquet", "hub")
-_ANNOTATION = re.compile(r"<<[^<>\n]*>>")  # GSM8K's calculator marks: "48/2 = <<48/2=24>>24"
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,10 @@ def valid_fraction_of(checkpoint: Path) -> float:
     return VALID_FRACTION if fraction is None else float(fraction)
 
 
-def rationale(answer: str) -> str:
-    """A solution as an example shows it, without GSM8K's calculator marks."""
-    return _ANNOTATION.sub("", answer)
+def solution(problem: Problem) -> str:
+    """The right solution as a model is trained on it, without GSM8K's calculator marks."""
+    row = {"question": problem.question, "answer": problem.answer}
+    return conversations.answers_of(conversations.of_row(row))[0]
 
 
 def digest(problems: Sequence[Problem]) -> str:
