@@ -62,12 +62,15 @@ class Processes:
         return {key: value for part in parts for key, value in part.items()}
 
 
+ALONE = Processes()
+
+
 @contextlib.contextmanager
 def processes() -> Iterator[Processes]:
     """The processes that a launcher has started, in a process group of their own (gloo)."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        yield Processes()
+        yield ALONE
         return
     import torch.distributed
 
@@ -127,7 +130,7 @@ def ask(
     sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     batch: int = 32,
-    group: Processes = Processes(),
+    group: Processes = ALONE,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Reply]:
     """The model's reply to each prompt (token ids), in their order; every process of `group` gets all of them.

@@ -5,8 +5,8 @@ Of conversations that the run held out, by the same hash of the first user's tur
   - of answers that the model gives to the first turns, greedily, the share that end by the end of the turn, and the
     share that leak a role: a mark of the template, spelled out or as a token, or a line that begins "User:".
 
-Several processes share the work: `accelerate launch -m evaluation.chat ...`. Exit codes: 0 done, 1 the checkpoint or the
-data cannot be used, 2 wrong arguments, 75 interrupted.
+Several processes share the work: `accelerate launch -m evaluation.chat ...`. Exit codes: 0 done, 1 the checkpoint or
+the data cannot be used, 2 wrong arguments, 75 interrupted.
 """
 
 if __name__ == "__main__":  # the imports below take their time
@@ -28,7 +28,18 @@ from typing import TYPE_CHECKING, Any
 
 from data import conversations, sources
 from data.preparation import clean, interruption
-from evaluation.asking import Log, Processes, Progress, Reply, WrongDevice, ask, batches, device_of, processes
+from evaluation.asking import (
+    ALONE,
+    Log,
+    Processes,
+    Progress,
+    Reply,
+    WrongDevice,
+    ask,
+    batches,
+    device_of,
+    processes,
+)
 from evaluation.intervals import wilson
 from evaluation.problems import valid_fraction_of
 from models import host
@@ -74,17 +85,19 @@ def encoded(
     for text in texts:
         messages = conversations.messages_of(text)
         if chat.accepts([message["role"] for message in messages]) is not None:
-            left_out["template"] += 1
+            left_out["no_form_in_template"] += 1
             continue
         ids, mask = chat.encode(messages)
         if len(start) + len(ids) - 1 > context:  # the last token is not fed
-            left_out["too_long"] += 1
+            left_out["longer_than_context"] += 1
             continue
         found.append(Conversation(text, start + ids, [0] * len(start) + mask))
     return found, dict(left_out)
 
 
-def losses(model: "nn.Module", asked: Sequence[Conversation], group: Processes = Processes()) -> list[tuple[float, int]]:
+def losses(
+    model: "nn.Module", asked: Sequence[Conversation], group: Processes = ALONE
+) -> list[tuple[float, int]]:
     """(loss sum in nats, trained tokens) of each conversation: of every token in its mask, given all before it."""
     import torch
 
@@ -180,8 +193,10 @@ def _read(arguments: argparse.Namespace, fraction: float) -> tuple[list[str], di
     chosen = texts if arguments.all else held_out(texts, fraction)
     if not chosen:
         told = ", ".join(f"{count} {reason}" for reason, count in bad.items()) or "no row is bad"
-        raise sources.SourceError(f"{arguments.data} has {len(texts)} conversations ({told}), none of them held out at a "
-                                  f"valid fraction of {fraction}: use --all or another --valid-fraction")  # fmt: skip
+        raise sources.SourceError(
+            f"{arguments.data} has {len(texts)} conversations ({told}), none of them held out at a valid fraction of "
+            f"{fraction}: use --all or another --valid-fraction"
+        )
     return chosen[: arguments.limit], dict(bad)
 
 
