@@ -182,9 +182,8 @@ def _continued(
     from models.decoding import generate
 
     watched = _Watched(tokenizer, stop_text, len(prompts))
-    draws = {} if seeds is None else {"seeds": seeds}
     with contextlib.suppress(_AllStopped):
-        generate(model, prompts, max_new_tokens, stop_ids, sampling, watched.token, tokenizer.vocab_size, **draws)
+        generate(model, prompts, max_new_tokens, stop_ids, sampling, watched.token, tokenizer.vocab_size, seeds=seeds)
     room = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
     return [watched.reply(row, most) for row, most in enumerate(room)]
 

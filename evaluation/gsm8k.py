@@ -68,15 +68,19 @@ class Student:
     model: "nn.Module"
     tokenizer: "Tokenizer"
     start: list[int]  # of every text
+    ends: list[int]  # tokens, whatever the form
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu", weights: "Weights" = "fp32") -> "Student":
         """The model at `path`, ready to decode. Raises CheckpointError."""
-        from checkpoints import load_model, text_start
+        import torch
+
+        from checkpoints import load_model, stop_ids, text_start
         from models.inference import for_decoding
 
-        model, tokenizer, _ = load_model(path, device)
-        return cls(path, for_decoding(model, weights), tokenizer, text_start(path, tokenizer))
+        model, tokenizer, _ = load_model(path, device, dtype=torch.bfloat16 if weights == "bf16" else None)
+        model = for_decoding(model, weights)
+        return cls(path, model, tokenizer, text_start(path, tokenizer), stop_ids(path, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -87,33 +91,31 @@ class Answers:
     samples: list[list[Marked]] | None = None  # [problems][n]
 
 
-def chat_prompts(asked: Sequence[Problem], tokenizer: "Tokenizer", start: list[int]) -> Prompts | None:
+def chat_prompts(asked: Sequence[Problem], student: Student) -> Prompts | None:
     """Each question as a user's turn; None where the tokenizer has no template that can be used."""
     from tokenizer import TokenizerError
     from tokenizer.conversations import ChatFormat
 
     try:
-        chat = ChatFormat(tokenizer)
-        ids = [start + chat.prompt([{"role": "user", "content": problem.question}]) for problem in asked]
+        chat = ChatFormat(student.tokenizer)
+        ids = [student.start + chat.prompt([{"role": "user", "content": problem.question}]) for problem in asked]
     except (TokenizerError, ValueError):
         return None
-    return Prompts("zero-shot chat", ids, chat.stop_ids, None)
+    return Prompts("zero-shot chat", ids, sorted({*student.ends, *chat.stop_ids}), None)
 
 
-def plain_prompts(
-    asked: Sequence[Problem], tokenizer: "Tokenizer", start: list[int], examples: Sequence[Problem] = ()
-) -> Prompts:
+def plain_prompts(asked: Sequence[Problem], student: Student, examples: Sequence[Problem] = ()) -> Prompts:
     """Each question as text to be continued, after the examples with their solutions."""
     from tokenizer import TokenizerError
     from tokenizer.conversations import ChatFormat
 
     shown = "".join(f"{_plain(example)} {problems.solution(example)}\n\n" for example in examples)
-    ids = [start + tokenizer.encode(shown + _plain(problem)) for problem in asked]
+    ids = [student.start + student.tokenizer.encode(shown + _plain(problem)) for problem in asked]
     try:
-        stop_ids = ChatFormat(tokenizer).stop_ids
+        stop_ids = {*student.ends, *ChatFormat(student.tokenizer).stop_ids}
     except TokenizerError:
-        stop_ids = [tokenizer.end_of_text]
-    return Prompts(f"{len(examples)}-shot" if examples else "zero-shot", ids, stop_ids, _STOP)
+        stop_ids = set(student.ends)
+    return Prompts(f"{len(examples)}-shot" if examples else "zero-shot", ids, sorted(stop_ids), _STOP)
 
 
 def _plain(problem: Problem) -> str:
@@ -125,7 +127,7 @@ def fitting_prompts(
 ) -> Prompts:
     """`plain_prompts` with as many of the examples as leave room for every question and its answer."""
     for shots in range(len(examples), -1, -1):
-        prompts = plain_prompts(asked, student.tokenizer, student.start, examples[:shots])
+        prompts = plain_prompts(asked, student, examples[:shots])
         if max(map(len, prompts.ids)) + max_new_tokens <= student.model.config.context:
             break
     return prompts
@@ -234,11 +236,11 @@ class Evaluation:
         return [zero] if few.name == zero.name else [zero, few]
 
     def _zero_shot(self, student: Student) -> Prompts:
-        chat = chat_prompts(self.problems, student.tokenizer, student.start)
+        chat = chat_prompts(self.problems, student)
         if chat is None:
             self.log(f"{student.path.name}: its tokenizer has no chat template that can be used: questions are put "
                      'as "Question: ..\\nAnswer:"')  # fmt: skip
-        return chat or plain_prompts(self.problems, student.tokenizer, student.start)
+        return chat or plain_prompts(self.problems, student)
 
     def _few_shot(self, student: Student, shots: int) -> Prompts:
         prompts = fitting_prompts(self.problems, student, self.examples[:shots], self.arguments.max_new_tokens)

@@ -89,7 +89,7 @@ def test_an_answer_ends_rightly_only_by_the_end_of_the_turn(make_run, monkeypatc
     form = ChatFormat(tokenizer)
     said = [[20, 21], [20, tokenizer.end_of_text, 22], [20] * 9]
 
-    def generate(model, prompts, most, stop_ids, sampling, on_token, entries):
+    def generate(model, prompts, most, stop_ids, sampling, on_token, entries, seeds):
         assert stop_ids == [form.end_of_turn]
         for row, ids in enumerate(said):
             for token in ids[:most]:

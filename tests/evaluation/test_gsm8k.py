@@ -17,7 +17,6 @@ from evaluation.asking import Reply
 from evaluation.intervals import mcnemar, wilson
 from evaluation.problems import Problem
 from tests.conftest import ROOT
-from tokenizer import Tokenizer
 from tokenizer.conversations import ChatFormat
 
 FEW = ("--max-new-tokens", "6", "--batch", "4", "--device", "cpu")
@@ -128,16 +127,16 @@ def test_marks_and_sample_scores_of_known_replies():
 
 
 def test_prompts_are_the_templates_and_the_plain_forms(make_run, word_problems):
-    path = checkpoints.locate(make_run("prompts"))
-    tokenizer = Tokenizer.load(checkpoints.tokenizer_of(path))
+    student = gsm8k.Student.load(checkpoints.locate(make_run("prompts")))
+    tokenizer = student.tokenizer
     asked = problems.read(f"jsonl:{word_problems(9)}")
-    chat = gsm8k.chat_prompts(asked[:1], tokenizer, [tokenizer.end_of_text])
+    chat = gsm8k.chat_prompts(asked[:1], student)
     question = [{"role": "user", "content": asked[0].question}]
     assert chat.ids == [[tokenizer.end_of_text, *ChatFormat(tokenizer).prompt(question)]]
     assert chat.stop_ids == ChatFormat(tokenizer).stop_ids and chat.stop_text is None
-    plain = gsm8k.plain_prompts(asked[:1], tokenizer, [], asked[7:9])
+    plain = gsm8k.plain_prompts(asked[:1], student, asked[7:9])
     assert tokenizer.decode(plain.ids[0]) == (
-        f"Question: {asked[7].question}\nAnswer: She has 7 + 0 = 7 eggs.\n#### 7\n\n"
+        f"{tokenizer.end_of_text_token}Question: {asked[7].question}\nAnswer: She has 7 + 0 = 7 eggs.\n#### 7\n\n"
         f"Question: {asked[8].question}\nAnswer: She has 8 + 1 = 9 eggs.\n#### 9\n\n"
         f"Question: {asked[0].question}\nAnswer:"
     )
