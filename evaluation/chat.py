@@ -218,8 +218,9 @@ def _item(
 def report(result: dict[str, Any]) -> str:
     """The result for people."""
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in result["left_out"].items()) or "nothing"
+    asked = result["checkpoint"]
     lines = [
-        f"{result['checkpoint']['name']}: {result['conversations']:,} conversations of {result['data']} (left out: "
+        f"{asked['given']} ({asked['name']}): {result['conversations']:,} conversations of {result['data']} (left out: "
         f"{left_out})",
         f"  loss {result['loss']:.4f} nats a trained token, perplexity {result['perplexity']:.2f} "
         f"({result['trained_tokens']:,} tokens)",

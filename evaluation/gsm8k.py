@@ -305,7 +305,8 @@ class Evaluation:
 
 def report(result: dict[str, Any]) -> str:
     """The result for people."""
-    lines = [f"{result['checkpoint']['name']}: {result['problems']:,} problems of {result['data']}, {result['split']}"]
+    asked = result["checkpoint"]
+    lines = [f"{asked['given']} ({asked['name']}): {result['problems']:,} problems of {result['data']}, {result['split']}"]
     lines += _told("greedy", result["greedy"])
     if drawn := result.get("samples"):
         lines.append(f"{drawn['n']} samples at temperature {drawn['temperature']}, seed {drawn['seed']}")
@@ -313,7 +314,7 @@ def report(result: dict[str, Any]) -> str:
             figures = ", ".join(f"{name} {value:.1%}" for name, value in scores.items() if "@" in name)
             lines.append(f"  {rule:17} {figures} (mean: {scores['low']:.1%} to {scores['high']:.1%})")
     if baseline := result.get("baseline"):
-        lines += _told(f"baseline {baseline['checkpoint']['name']}", baseline["greedy"])
+        lines += _told(f"baseline {baseline['checkpoint']['given']}", baseline["greedy"])
         lines.append("against the baseline by the better of the ways in which it was asked (exact McNemar)")
         for rule, pair in baseline["compared"].items():
             was = baseline["greedy"][pair["state"]]["scores"][rule]["accuracy"]
