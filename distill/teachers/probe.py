@@ -40,12 +40,11 @@ async def faults(ask: Ask, needs: Collection[str]) -> dict[str, Fault]:
     Raises:
         Rejected: the server does not take even the plain request.
     """
-    found: dict[str, Fault] = {}
-    plain = await ask({"messages": _MESSAGES, **_HOT})
-    for word in plain.missing():
-        found[word] = Fault(f"its replies have no {word}")
-    if plain.finish == "stop" and (plain.tokens or 0) >= MAX_TOKENS:
-        found["finish_reason"] = Fault(f"it says \"stop\" of an answer that was cut at {MAX_TOKENS} tokens")
+    plain = await asyncio.gather(*(ask({"messages": _MESSAGES, **_HOT}) for _ in SEEDS))
+    found = {word: Fault(f"its replies have no {word}") for reply in plain for word in reply.missing()}
+    cut = [reply.finish for reply in plain if (reply.tokens or 0) >= MAX_TOKENS]
+    if len(cut) > 1 and set(cut) == {"stop"}:  # one may have ended by itself, just there
+        found["finish_reason"] = Fault(f"it says \"stop\" of answers that were cut at {MAX_TOKENS} tokens")
     if "seed" in needs:
         _add(found, "seed", await _tried(_seed_fault, ask))
     seeded = not found.get("seed", Fault("")).rejected
