@@ -270,7 +270,8 @@ def _environment(executable: str, gpu: str | None) -> dict[str, str]:
     """What a server gets to see of our environment."""
     kept = {name: value for name, value in os.environ.items()
             if name not in (*_LAUNCHER, *_OURS) and not name.startswith(_LAUNCHER_PREFIXES)}  # fmt: skip
-    kept["PATH"] = os.pathsep.join([os.path.dirname(executable), kept.get("PATH", os.defpath)])  # the tools it builds by
+    # Kernels are built at its start, by tools that lie beside the executable.
+    kept["PATH"] = os.pathsep.join([os.path.dirname(executable), kept.get("PATH", os.defpath)])
     return kept if gpu is None else {**kept, "CUDA_VISIBLE_DEVICES": gpu}
 
 
