@@ -103,7 +103,8 @@ def test_bench_lists_benchmarks_or_runs_one(make):
 
 
 def test_the_teacher_gets_an_environment_of_its_own_once(make):
-    venv, install = "python3 -m venv --clear .venv-teacher", "python -m pip install --requirement requirements-teacher.txt"
+    venv = "python3 -m venv --clear .venv-teacher"
+    install = "python -m pip install --requirement requirements-teacher.txt"
     assert make("teacher", FAIL="teacher.txt")[1] == [venv, install]
     assert make("teacher")[1] == [install]
     assert make("teacher")[1] == []
