@@ -5,9 +5,9 @@ word: what it relies on is tried out first (probe.py), and a server that fails i
 """
 
 import asyncio
-import contextlib
 import datetime
 import os
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -37,7 +37,8 @@ class Endpoint:
         timeout_seconds: for one reply, whole.
         tries: of each request.
         backoff_seconds: before the second try; doubles from there, up to a minute.
-        check: called before each further try; raises TeacherError if there is no point in one.
+        say, check: called from another thread: with a line for the user; and before each further try, to raise
+            TeacherError if there is no point in one.
 
     Raises:
         TeacherError: an argument cannot be right.
@@ -65,7 +66,10 @@ class Endpoint:
         urls = [url] if isinstance(url, str) else url
         self._servers = [ChatServer(each, key, manners, say, check) for each in urls]
         self._slots = asyncio.Semaphore(concurrency)
-        self._runner = asyncio.Runner()
+        # In a thread of its own: a Ctrl-C falls into whoever waits for answers, and not into the midst of a loop.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._tried: set[str] = set()  # what the probe has asked for
         self._left_out: set[str] = set()  # parameters that the server rejects, by leave of `allow`
         self._versions: dict[str, Any] | None = None
@@ -91,23 +95,31 @@ class Endpoint:
         return {**self._versions, "system_fingerprints": fingerprints}
 
     def close(self) -> None:
-        """Close the connections; a second time does nothing."""
-        if self._runner is None:
+        """Give up what is under way and close the connections; a second time does nothing."""
+        if self._loop.is_closed():
             return
-        runner, self._runner = self._runner, None
-        with contextlib.suppress(RuntimeError):  # the loop's own state after a Ctrl-C in its midst
-            runner.run(self._disconnected())
-        runner.close()
+        self._run(self._disconnected())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _disconnected(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         for server in self._servers:
             await server.close()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        if self._runner is None:
+        if self._loop.is_closed():
             work.close()
             raise TeacherError("this teacher is closed")
-        return self._runner.run(work)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # of what nobody waits for any more
 
     async def _asked_versions(self) -> dict[str, Any]:
         server = self._servers[0]

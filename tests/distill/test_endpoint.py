@@ -289,7 +289,9 @@ def test_a_reply_that_does_not_come_is_a_failed_try(teacher):
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://me:secret@host/v1", "http://host/v1?key=secret", "http://["]
+    "url",
+    ["127.0.0.1:8000", "ftp://host/v1", "http://", "http://[", "http://host:port", "http://me:secret@host/v1",
+     "http://host/v1?key=secret"],
 )  # fmt: skip
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url):
     with pytest.raises(TeacherError, match="url: ") as error:
@@ -410,7 +412,8 @@ def test_servers_are_started_awaited_asked_and_ended(vllm, tmp_path, monkeypatch
     assert [server["environment"] for server in started] == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in "03"]
     line = " ".join(started[0]["others"])
     for option in ("--max-model-len 512", "--generation-config vllm", "--dtype bfloat16", "--quantization fp8",
-                   "--host 127.0.0.1", "--revision abc", "--tokenizer-revision abc", "--served-model-name tiny/teacher"):
+                   "--host 127.0.0.1", "--revision abc", "--tokenizer-revision abc",
+                   "--served-model-name tiny/teacher"):  # fmt: skip
         assert option in line
     assert one.about() == {"engine": "vllm", "model": "tiny/teacher", "revision": "abc", "dtype": "bfloat16",
                            "options": options, "allow": [], "template": "the model's own"}  # fmt: skip
