@@ -21,12 +21,13 @@ if __name__ == "__main__":  # the imports below take their time
     interruption.end_at_once()
 
 import argparse
+import dataclasses
 import os
 import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import settings
 from data.preparation import interruption
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return settings.EXIT_CODE
     try:
         return run(config, options.part, options.preview, rank, processes, say, first_says)
-    except (SourceError, TeacherError, traces.TracesError) as error:
+    except (SourceError, TeacherError, traces.TraceError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -113,10 +114,10 @@ class _Worker:
     ):
         self._config, self._job, self._teacher, self._wanted = config, job, teacher, wanted
         self._processes, self._say = processes, say
-        self._abouts: dict[int, dict] = {}
+        self._spent: dict[int, dict[str, Any]] = {}
         self._began = self._told = time.monotonic()
         self._before = self._tally()
-        self._versions: dict | None = None
+        self._versions: dict[str, Any] | None = None
 
     def make(self, number: int) -> None:
         """Ask the teacher for a chunk, and write it."""
@@ -126,16 +127,16 @@ class _Worker:
         sampling = self._config.sampling
         answers = self._teacher.answer(self._job.requests(number), sampling.sampling, sampling.max_new_tokens)
         seconds = time.monotonic() - began
-        rows = [_trace(key, answer) for key, answer in zip(keys, answers, strict=True)]
+        rows = [_row(key, answer) for key, answer in zip(keys, answers, strict=True)]
         price = self._config.job.usd_per_hour
-        about = {
+        spent = {
             **self._versions,
             "seconds": round(seconds, 3),
             # the box is paid for all of its processes at once
             "usd": None if price is None else seconds / 3600 * price / self._processes,
             **tally.counts(rows),
         }
-        traces.write(self._job.chunk(number), rows, about, self._job.metadata)
+        traces.write_chunk(self._job.chunk(number), rows, spent, self._job.metadata)
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
             self._say(self.line())
@@ -154,9 +155,8 @@ class _Worker:
         now = self._tally()
         chunks = [self._job.chunk(number) for number in self._wanted[:SHOWN]]
         rows = [traces.read_chunk(chunk, self._job.fingerprint)[0] for chunk in chunks]
-        shown = [f"--- {row.question}\n{row.text}\n({row.finish}, {row.tokens} tokens; right: {row.answer})"
-                 for row in rows]  # fmt: skip
-        seconds = [about["seconds"] for about in self._abouts.values()]
+        shown = ["--- {question}\n{text}\n({finish}, {tokens} tokens; right: {answer})".format(**row) for row in rows]
+        seconds = [spent["seconds"] for spent in self._spent.values()]
         tokens_per_second = now.tokens / sum(seconds) if sum(seconds) else None
         left = sum(not self._job.is_there(number) for number in numbers)
         estimate = tally.Estimate.of(seconds, left, self._processes, self._config.job.usd_per_hour)
@@ -170,16 +170,21 @@ class _Worker:
     def _tally(self) -> tally.Tally:
         """Of the wanted chunks that are there, whoever made them; each is looked at once."""
         for number in self._wanted:
-            if number not in self._abouts and (about := traces.about(self._job.chunk(number))) is not None:
-                self._abouts[number] = about
-        return tally.Tally.of(self._abouts.values())
+            if number not in self._spent and (spent := traces.spent(self._job.chunk(number))):
+                self._spent[number] = spent
+        return tally.Tally.of(self._spent.values())
 
 
-def _trace(key: "Key", answer: Answer) -> traces.Trace:
-    problem = key.problem
-    text = answer.text.encode(errors="replace").decode()  # half a surrogate pair, which a server's JSON can hold
-    return traces.Trace(problem.id, key.sample, key.seed, problem.question, problem.answer, text, answer.finish,
-                        answer.prompt_tokens, answer.tokens)  # fmt: skip
+def _row(key: "Key", answer: Answer) -> dict[str, Any]:
+    return {
+        "id": key.problem.id,
+        "sample": key.sample,
+        "seed": key.seed,
+        "question": key.problem.question,
+        "answer": key.problem.answer,
+        **dataclasses.asdict(answer),
+        "text": answer.text.encode(errors="replace").decode(),  # half a surrogate pair, which a server's JSON can hold
+    }
 
 
 def _greeting(job: Job, left_out: dict[str, int], numbers: list[int]) -> str:

@@ -122,10 +122,10 @@ class Job:
         self.path.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.path / ".lock"):
             try:
-                if traces.describe(self.path)["content"] == self.content:
+                if traces.read_job(self.path).get("content") == self.content:
                     return
                 say(f"WARNING: {self.path / traces.JOB} tells of another job than its folder's name: written again")
-            except (traces.TracesError, KeyError) as error:
+            except traces.TraceError as error:
                 if (self.path / traces.JOB).exists():
                     say(f"WARNING: {error}: written again")
             about = {"name": self.name, "fingerprint": self.fingerprint, "chunks": len(self.chunks), **self._about,

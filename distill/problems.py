@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from data import sources
 from data.preparation import clean
@@ -157,19 +158,19 @@ def _hub_name(rest: str) -> tuple[str, str, str]:
 def _written(source: str, left_out: collections.Counter[str]) -> Iterator[tuple[str, None]]:
     """The questions that a teacher has written, those that are one question and nothing else."""
     try:
-        for trace in traces.read([Path(source.removeprefix(TRACES)).expanduser()]):
+        for trace in traces.read(Path(source.removeprefix(TRACES)).expanduser()):
             if reason := _no_question(trace):
                 left_out[reason] += 1
             else:
-                yield trace.text, None
-    except traces.TracesError as error:
+                yield trace["text"], None
+    except traces.TraceError as error:
         raise sources.SourceError(f"problems.from: {error}") from error
 
 
-def _no_question(trace: traces.Trace) -> str | None:
+def _no_question(trace: dict[str, Any]) -> str | None:
     """Why what a teacher wrote is not one question and nothing else."""
-    text = trace.text.strip()
-    if trace.finish != "stop":
+    text = trace["text"].strip()
+    if trace["finish"] != "stop":
         return "cut"
     if not SHORTEST <= len(text) <= LONGEST:
         return "too_short" if len(text) < SHORTEST else "too_long"

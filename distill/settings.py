@@ -119,16 +119,21 @@ class TeacherSection(Section):
     """Who answers."""
 
     engine: Literal["local", "endpoint", "vllm"] = "local"
-    model: str = pydantic.Field(min_length=1)  # hub:OWNER/NAME, a folder or a run; the endpoint's name for it
+    # local, vllm: hub:OWNER/NAME or a Hugging Face folder; local: also a run; endpoint: the server's name for it
+    model: str = pydantic.Field(min_length=1)
     # local
     dtype: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
-    context: int | None = pydantic.Field(None, ge=2)  # positions that memory is reserved for; null: the model's own
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: each process its own GPU, else the CPU
+    # local and vllm
+    context: int | None = pydantic.Field(2048, ge=2)  # positions of request and answer; null: the model's own
     # endpoint
     url: str | None = None  # up to and with /v1
     api_key_env: str | None = None  # name of the environment variable that holds the key
+    # vllm
+    revision: str | None = None  # at the Hub; null: today's
+    options: list[str] = []  # more words for `vllm serve`
     # endpoint and vllm
-    concurrency: int = pydantic.Field(32, ge=1, le=4096)  # requests under way
+    concurrency: int = pydantic.Field(64, ge=1, le=4096)  # requests under way, at each server
     allow: list[Literal["seed", "top_k", "min_p", "usage", "finish_reason"]] = []  # what the server may lack
     timeout_seconds: float = pydantic.Field(600, gt=0)  # for one reply
     tries: int = pydantic.Field(10, ge=1, le=100)  # of a request
@@ -137,10 +142,13 @@ class TeacherSection(Section):
         found = []
         if self.engine == "endpoint" and not (self.url or "").startswith(("http://", "https://")):
             found.append(Problem("url", self.url, "name the server, for example http://127.0.0.1:8000/v1"))
-        if self.engine != "endpoint" and self.url is not None:
-            found.append(Problem("url", self.url, f"use null, or engine: endpoint (it is {self.engine})"))
-        if self.engine != "endpoint" and self.api_key_env is not None:
-            found.append(Problem("api_key_env", self.api_key_env, f"use null: {self.engine} needs no key"))
+        if self.engine == "vllm" and self.context is None:
+            found.append(Problem("context", None, "use a number: a server reserves memory for it"))
+        foreign = {"url": "endpoint", "api_key_env": "endpoint", "revision": "vllm", "options": "vllm"}
+        for key, engine in foreign.items():
+            if self.engine != engine and getattr(self, key):
+                remedy = f"leave it out, it is of engine {engine} (the engine is {self.engine})"
+                found.append(Problem(key, getattr(self, key), remedy))
         return found
 
 
@@ -155,7 +163,7 @@ class DistillConfig(Section):
 
     def problems(self) -> list[Problem]:
         context, longest = self.teacher.context, self.sampling.max_new_tokens
-        if context is not None and longest >= context:
+        if self.teacher.engine != "endpoint" and context is not None and longest >= context:
             remedy = f"use fewer than teacher.context ({context}), which has to hold the prompt too"
             return [Problem("sampling.max_new_tokens", longest, remedy)]
         if self.prompt.examples and self.problems_.answer is None:
@@ -191,7 +199,8 @@ def open_teacher(section: TeacherSection, device: str | None = None, say: Callab
     if section.engine == "vllm":
         from distill.teachers.vllm import Vllm
 
-        return Vllm(section.model, **manners)
+        model = section.model.removeprefix("hub:")
+        return Vllm(model, revision=section.revision, context=section.context, options=section.options, **manners)
     from distill.teachers.endpoint import Endpoint
 
     return Endpoint(section.url, section.model, api_key_env=section.api_key_env, **manners)

@@ -9,21 +9,20 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from distill.traces import Trace
 from evaluation.answers import is_correct
 from observe.units import UNKNOWN, compact, duration
 
 
-def counts(rows: Sequence[Trace]) -> dict[str, int]:
+def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     """What about.json says of a chunk's rows. `correct`: by the strict rule, of those whose answer is known."""
-    known = [row for row in rows if row.answer is not None]
+    known = [row for row in rows if row["answer"] is not None]
     return {
         "keys": len(rows),
-        "tokens": sum(row.tokens for row in rows),
-        "prompt_tokens": sum(row.prompt_tokens for row in rows),
-        "stopped": sum(row.finish == "stop" for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "stopped": sum(row["finish"] == "stop" for row in rows),
         "known": len(known),
-        "correct": sum(row.finish == "stop" and is_correct(row.text, Fraction(row.answer)) for row in known),
+        "correct": sum(row["finish"] == "stop" and is_correct(row["text"], Fraction(row["answer"])) for row in known),
     }
 
 
@@ -39,12 +38,12 @@ class Tally:
     usd: float | None = None  # of the chunks whose price is known
 
     @staticmethod
-    def of(abouts: Iterable[dict[str, Any]]) -> "Tally":
-        """The sums of these about.json."""
-        abouts = list(abouts)
-        prices = [about["usd"] for about in abouts if about.get("usd") is not None]
-        sums = {name: sum(about.get(name, 0) for about in abouts) for name in ("keys", "tokens", "known", "correct")}
-        return Tally(len(abouts), **sums, usd=sum(prices) if prices else None)
+    def of(chunks: Iterable[dict[str, Any]]) -> "Tally":
+        """The sums of what is said of each chunk."""
+        chunks = list(chunks)
+        prices = [chunk["usd"] for chunk in chunks if chunk.get("usd") is not None]
+        sums = {name: sum(chunk.get(name, 0) for chunk in chunks) for name in ("keys", "tokens", "known", "correct")}
+        return Tally(len(chunks), **sums, usd=sum(prices) if prices else None)
 
     @property
     def acceptance(self) -> str:

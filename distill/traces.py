@@ -7,7 +7,6 @@ traces.parquet is a function of the job, the card and the build; about.json is n
 job, and says so where traces may only be evaluated, so that a copied chunk is not mistaken for another's.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,41 +19,44 @@ if TYPE_CHECKING:
     import pyarrow
 
 JOB, CHUNKS, TRACES, ABOUT = "job.json", "chunks", "traces.parquet", "about.json"
+COLUMNS = {
+    "id": "string",  # of the problem
+    "sample": "int32",  # from 0: which answer to it
+    "seed": "int64",
+    "question": "string",
+    "answer": "string",  # the right number, or null where it is not known
+    "text": "string",  # what the teacher said
+    "finish": "string",  # stop | length | refused
+    "prompt_tokens": "int32",
+    "tokens": "int32",  # of the text, the end of turn counted
+}
 _CHUNK = re.compile(r"\d{5,}")
 
 
-class TracesError(RuntimeError):
-    """A folder of traces that cannot be used; the message names it, and what would be right."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """One answer of a teacher."""
-
-    id: str  # of the problem
-    sample: int  # from 0: which answer to it
-    seed: int
-    question: str
-    answer: str | None  # the right number, where it is known
-    text: str
-    finish: str  # stop | length | refused
-    prompt_tokens: int
-    tokens: int  # of the answer, the end of turn counted
+class TraceError(RuntimeError):
+    """Traces cannot be read: the message names the file or folder, and what would be right."""
 
 
 def schema(metadata: dict[str, str] | None = None) -> "pyarrow.Schema":
     """The columns of traces.parquet."""
     import pyarrow
 
-    text, small, large = pyarrow.string(), pyarrow.int32(), pyarrow.int64()
-    kinds = {"id": text, "sample": small, "seed": large, "question": text, "answer": text, "text": text,
-             "finish": text, "prompt_tokens": small, "tokens": small}  # fmt: skip
-    fields = [pyarrow.field(name, kind, nullable=name == "answer") for name, kind in kinds.items()]
+    fields = [pyarrow.field(name, getattr(pyarrow, kind)(), nullable=name == "answer")
+              for name, kind in COLUMNS.items()]  # fmt: skip
     return pyarrow.schema(fields, metadata=metadata)
 
 
-def write(path: Path, rows: Sequence[Trace], about: dict[str, Any], metadata: dict[str, str]) -> None:
+def write_chunk(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    spent: dict[str, Any] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write one chunk's folder, all of it or nothing.
+
+    Args:
+        spent: for about.json, what it took.
+        metadata: for the parquet file, of which job it is.
 
     Raises:
         FileExistsError: it is there.
@@ -63,27 +65,26 @@ def write(path: Path, rows: Sequence[Trace], about: dict[str, Any], metadata: di
     import pyarrow
     import pyarrow.parquet
 
-    columns = schema(metadata)
-    table = pyarrow.Table.from_pylist([vars(row) for row in rows], schema=columns)
+    table = pyarrow.Table.from_pylist(list(rows), schema=schema(metadata))
     with folder.write(path) as temporary:
         pyarrow.parquet.write_table(table, temporary / TRACES, compression="zstd")
-        (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        (temporary / ABOUT).write_text(json.dumps(spent or {}, indent=1), encoding="utf-8")
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """job.json of a job's folder.
+def read_job(path: Path) -> dict[str, Any]:
+    """job.json of a job's folder: what was asked.
 
     Raises:
-        TracesError: it is no such folder.
+        TraceError: it is no such folder.
     """
     try:
-        about = json.loads((path / JOB).read_text(encoding="utf-8"))
-        if not isinstance(about["chunks"], int) or not isinstance(about["fingerprint"], str):
-            raise ValueError("it tells neither chunks nor fingerprint")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TracesError(f"{path} is no folder of traces ({JOB}: {error!r}): name one that distill.generate made, "
-                          "traces/NAME-FINGERPRINT") from error  # fmt: skip
-    return about
+        job = json.loads((path / JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{path / JOB} cannot be read ({error}): name a folder that distill.generate made, "
+                         "traces/NAME-FINGERPRINT") from error  # fmt: skip
+    if not isinstance(job, dict):
+        raise TraceError(f"{path / JOB} is no object: name a folder that distill.generate made")
+    return job
 
 
 def chunks(path: Path) -> list[Path]:
@@ -94,45 +95,48 @@ def chunks(path: Path) -> list[Path]:
 
 
 def missing(path: Path) -> list[int]:
-    """Numbers of the plan's chunks that are not there yet."""
+    """Numbers of the plan's chunks that are not there yet. Raises TraceError as `read_job` does."""
     there = {int(chunk.name) for chunk in chunks(path)}
-    return [number for number in range(describe(path)["chunks"]) if number not in there]
+    return [number for number in range(read_job(path)["chunks"]) if number not in there]
 
 
-def read(folders: Sequence[Path]) -> Iterator[Trace]:
-    """The traces of all chunks that are there, in the order of the plans, each chunk verified first.
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all chunks that are there, in the order of the plan, each chunk verified first.
 
     Raises:
-        TracesError: a folder is none, or a chunk is damaged or another job's.
+        TraceError: it is no job's folder, or a chunk is damaged or another job's.
     """
-    for path in folders:
-        fingerprint = describe(path)["fingerprint"]
-        for chunk in chunks(path):
-            yield from read_chunk(chunk, fingerprint)
+    job = read_job(path)
+    for chunk in chunks(path):
+        yield from read_chunk(chunk, job.get("fingerprint"))
 
 
-def read_chunk(chunk: Path, fingerprint: str) -> list[Trace]:
-    """The traces of one chunk of the job with this fingerprint, verified first. Raises TracesError as `read` does."""
+def read_chunk(chunk: Path, fingerprint: str | None = None) -> list[dict[str, Any]]:
+    """The rows of one chunk, verified first; of the job with this fingerprint, if it is given.
+
+    Raises:
+        TraceError: it is damaged, or another job's.
+    """
     import pyarrow
     import pyarrow.parquet
 
     if problems := folder.verify(chunk):
-        raise TracesError(f"{problems[0]}: run the job again, which makes this chunk anew")
+        raise TraceError(f"{problems[0]}: run the job's command again, which makes this chunk anew")
     try:
-        table = pyarrow.parquet.read_table(chunk / TRACES)
-        rows = [Trace(**row) for row in table.to_pylist()]
-    except (OSError, TypeError, pyarrow.ArrowException) as error:
-        remedy = "remove its folder and run the job again"
-        raise TracesError(f"{chunk / TRACES} holds no traces ({error}): {remedy}") from error
-    if (job := (table.schema.metadata or {}).get(b"job", b"").decode()) != fingerprint:
-        raise TracesError(f"{chunk} is of job {job or '(none)'}, not {fingerprint}: move it to its own job's folder")
-    return rows
+        table = pyarrow.parquet.read_table(chunk / TRACES, columns=list(COLUMNS))
+    except (OSError, pyarrow.ArrowException) as error:
+        remedy = "remove its folder and run the job's command again"
+        raise TraceError(f"{chunk / TRACES} holds no traces ({error}): {remedy}") from error
+    job = (table.schema.metadata or {}).get(b"job", b"").decode()
+    if fingerprint is not None and job != fingerprint:
+        raise TraceError(f"{chunk} is of job {job or '(none)'}, not {fingerprint}: move it to its own job's folder")
+    return table.to_pylist()
 
 
-def about(chunk: Path) -> dict[str, Any] | None:
-    """about.json of a chunk, None where it cannot be read."""
+def spent(chunk: Path) -> dict[str, Any]:
+    """What a chunk took, and counts of its rows; nothing where that cannot be read."""
     try:
         found = json.loads((chunk / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
