@@ -21,7 +21,8 @@ def teacher(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
     tokenizer = Tokenizer.train(texts, 1024)
-    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=32, n_heads=2, d_ff=64)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=32, n_heads=2,
+                        n_kv_heads=1, d_ff=64)
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
