@@ -7,6 +7,8 @@ NAME ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# vLLM pins a torch and a transformers of its own, so it gets an environment of its own.
+TEACHER := .venv-teacher
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 # A stamp carries the checksum of what decides the installation: the pins, and the driver for which the torch build was
@@ -14,13 +16,24 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 checksum = $(shell cat $(1) /proc/driver/nvidia/version 2>/dev/null | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(call checksum,requirements.txt)
 READY_DEV := $(VENV)/.ready-dev-$(call checksum,requirements.txt requirements-dev.txt)
+READY_TEACHER := $(TEACHER)/.ready-$(call checksum,requirements-teacher.txt)
+
+# An environment in folder $(1), unless there is a usable one.
+define environment
+@$(1)/bin/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || { \
+    $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+        echo "PYTHON=$(PYTHON) is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo not there)," \
+             "but Python 3.11 or later is needed:" \
+             "install one and name it, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }; \
+    echo "$(PYTHON) -m venv --clear $(1)"; $(PYTHON) -m venv --clear $(1); }
+endef
 
 # One process a GPU, or one on the CPU. All of this is what accelerate does by itself, named so that it does not warn
 # about it: precision and compilation come from the config.
 PROCESSES := import torch; n = torch.cuda.device_count(); print("--multi_gpu" * (n > 1), "--num_processes", n or 1)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup train test lint bench campaign
+.PHONY: help setup train test lint bench campaign teacher
 .DEFAULT_GOAL := help
 
 help:
@@ -30,7 +43,8 @@ help:
 	@echo 'make lint       check the style'
 	@echo 'make bench      list the benchmarks, or run one                        NAME=... ARGS="--json FILE"'
 	@echo 'make campaign   run the long checks that are no part of the tests'
-	@echo 'PYTHON=python3.12 chooses the interpreter of a new .venv (3.11 or later)'
+	@echo 'make teacher    create .venv-teacher with vLLM, for the engine that starts it (Linux, NVIDIA driver 580 or later)'
+	@echo 'PYTHON=python3.12 chooses the interpreter of a new environment (3.11 or later)'
 
 setup: $(READY_DEV)
 
@@ -54,13 +68,10 @@ endif
 campaign: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign --timeout 0 $(ARGS)
 
+teacher: $(READY_TEACHER)
+
 $(READY):
-	@$(BIN)/python -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || { \
-	    $(PYTHON) -c '$(NEW_ENOUGH)' || { \
-	        echo "PYTHON=$(PYTHON) is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo not there)," \
-	             "but Python 3.11 or later is needed:" \
-	             "install one and name it, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }; \
-	    echo "$(PYTHON) -m venv --clear $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(call environment,$(VENV))
 	$(BIN)/python deploy/torch_wheel.py
 	$(BIN)/python -m pip install --requirement requirements.txt
 	@rm -f $(VENV)/.ready-* && touch $@
@@ -68,3 +79,8 @@ $(READY):
 $(READY_DEV): $(READY)
 	$(BIN)/python -m pip install --requirement requirements-dev.txt
 	@touch $@
+
+$(READY_TEACHER):
+	$(call environment,$(TEACHER))
+	$(TEACHER)/bin/python -m pip install --requirement requirements-teacher.txt
+	@rm -f $(TEACHER)/.ready-* && touch $@

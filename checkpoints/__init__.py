@@ -1,13 +1,13 @@
 """What a checkpoint holds, by canonical name, the same whichever backend saved it.
 
-    from checkpoints import load_model
-    model, tokenizer, config = load_model("runs/x")
+from checkpoints import load_model
+model, tokenizer, config = load_model("runs/x")
 """
 
 from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve, take_stock
-from checkpoints.loading import load_model, locate, read_model, tokenizer_of
+from checkpoints.loading import load_model, locate, read_model, stop_ids, text_start, tokenizer_of
 
 __all__ = [
-    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "take_stock",
-    "tokenizer_of",
+    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "resolve", "stop_ids", "take_stock",
+    "text_start", "tokenizer_of",
 ]  # fmt: skip

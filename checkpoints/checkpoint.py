@@ -19,11 +19,13 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from checkpoints import tensors
 from models.config import ModelConfig
 from storage import folder
 
@@ -242,9 +244,9 @@ def read_run_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(path: Path) -> dict[str, "Tensor"]:
-    """Weights by parameter name."""
-    return _load_tensors(path / MODEL)
+def read_weights(path: Path, place: Callable[[str, "Tensor"], "Tensor"] | None = None) -> dict[str, "Tensor"]:
+    """Weights by parameter name, each where `place` (checkpoints.tensors.placing) puts it."""
+    return _load_tensors(path / MODEL, place)
 
 
 def read_optimizer(path: Path) -> dict[str, "Tensor"]:
@@ -277,12 +279,11 @@ def _unlike(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not what this version writes ({what}): use another checkpoint, or mend it")
 
 
-def _load_tensors(path: Path) -> dict[str, "Tensor"]:
+def _load_tensors(path: Path, place: Callable[[str, "Tensor"], "Tensor"] | None = None) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return tensors.read(path, place)
     except (OSError, SafetensorError) as error:
         remedy = "weights are loaded from safetensors files only"
         raise CheckpointError(f"{path} cannot be read ({error}): {remedy}") from error

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints import tensors
 from checkpoints.checkpoint import CheckpointError
 from models.config import ModelConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-CONFIG = "config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _LLAMA_NAMES = (  # pattern of their name, ours
     (r"model\.embed_tokens\.", "embedding."),
     (r"model\.norm\.", "final_norm."),
@@ -55,8 +57,11 @@ def is_folder(path: str | Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "manifest.json").exists()
 
 
-def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
-    """The shape and the weights, fp32 and by our names, of the model in the folder `path`.
+def read(
+    path: str | Path, device: str = "cpu", dtype: "torch.dtype | None" = None
+) -> tuple[ModelConfig, dict[str, "Tensor"]]:
+    """The shape and the weights, by our names, of the model in the folder `path`: each goes to `device` and is made
+    `dtype` (None: fp32) as it is read, but norms are fp32.
 
     Raises:
         CheckpointError: it is no such folder, another architecture, or asks for something that our model does not do.
@@ -76,7 +81,7 @@ def read(path: str | Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
     if problems := config.problems():
         told = "; ".join(f"{key} {value!r}: {remedy}" for key, value, remedy in problems)
         raise CheckpointError(f"{path / CONFIG}: {told}")
-    weights = rename(_stored(path))
+    weights = rename(_stored(path, tensors.placing(device, dtype)))
     if config.tied_head:
         head = weights.pop("head.weight", None)
         if head is not None and not head.equal(weights.get("embedding.weight", head)):
@@ -183,6 +188,28 @@ def _gpt2_shape(asked: _Asked) -> ModelConfig:
     )
 
 
+def end_ids(path: str | Path) -> list[int]:
+    """The tokens that end a text of the model in the folder `path`, as generation_config.json names them, or else its
+    config.json; none if neither does.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or names something else.
+    """
+    for file in (Path(path) / GENERATION_CONFIG, Path(path) / CONFIG):
+        if not file.exists():
+            continue
+        try:
+            named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}): it should hold a JSON object") from error
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise CheckpointError(f"{file}: eos_token_id is {named!r}: use a token's id, or a list of them")
+        if ids:
+            return ids
+    return []
+
+
 def _llama_weights(stored: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     return {_renamed(name, _LLAMA_NAMES): tensor for name, tensor in stored.items()}
 
@@ -217,24 +244,30 @@ def _renamed(name: str, names: tuple[tuple[str, str], ...]) -> str:
     return name  # which no parameter of ours has: told with the others
 
 
-def _stored(path: Path) -> dict[str, "Tensor"]:
-    """Every weight of the folder's safetensors files, fp32."""
+def _stored(path: Path, place: Callable[[str, "Tensor"], "Tensor"]) -> dict[str, "Tensor"]:
+    """Every weight of the folder's safetensors files, where `place` puts it."""
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     plain = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    packed: list[str] = []
+
+    def placed(name: str, tensor: "Tensor") -> "Tensor":
+        if tensor.dtype in plain or _NO_WEIGHTS.fullmatch(name):
+            return place(name, tensor)
+        packed.append(f"{name} ({tensor.dtype})")
+        return tensor
+
     stored: dict[str, Tensor] = {}
     for file in _files(path):
         try:
-            stored |= load_file(file)
+            stored |= tensors.read(file, placed)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read ({error})") from error
-    stored = {name: tensor for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
-    if packed := [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in plain]:
+    if packed:
         raise CheckpointError(f"{path}: quantised weights are not read: {', '.join(packed[:5])}; use a folder with "
                               "fp32, bf16 or fp16")  # fmt: skip
-    return {name: tensor.float() for name, tensor in stored.items()}
+    return {name: tensor for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,13 +1,15 @@
 """A model from whatever holds one: a run's folder, one of its checkpoints, or a stock Hugging Face folder."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints import checkpoint, huggingface
+from checkpoints import checkpoint, huggingface, tensors
 from checkpoints.checkpoint import CheckpointError
 from models.config import ModelConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from tokenizer import Tokenizer
@@ -22,11 +24,14 @@ def locate(path: str | Path) -> Path:
     return Path(path) if huggingface.is_folder(path) else checkpoint.resolve(path)
 
 
-def read_model(path: Path) -> tuple[ModelConfig, dict[str, "Tensor"]]:
-    """Shape and weights of the model in a folder that `locate` gave."""
+def read_model(
+    path: Path, device: str = "cpu", dtype: "torch.dtype | None" = None
+) -> tuple[ModelConfig, dict[str, "Tensor"]]:
+    """Shape and weights of the model in a folder that `locate` gave: on `device`, in `dtype` (None: fp32), but norms
+    are fp32."""
     if huggingface.is_folder(path):
-        return huggingface.read(path)
-    return checkpoint.read_model_config(path), checkpoint.read_weights(path)
+        return huggingface.read(path, device, dtype)
+    return checkpoint.read_model_config(path), checkpoint.read_weights(path, tensors.placing(device, dtype))
 
 
 def tokenizer_of(path: Path) -> Path:
@@ -34,8 +39,33 @@ def tokenizer_of(path: Path) -> Path:
     return path if huggingface.is_folder(path) else path / checkpoint.TOKENIZER
 
 
-def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tokenizer", ModelConfig]:
+def text_start(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
+    """What stands before the first token of a text for the model at `path`: ours learn that a text begins after the end
+    of another one, stock models know a text's first token as its first."""
+    return [] if huggingface.is_folder(path) else [tokenizer.end_of_text]
+
+
+def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
+    """The tokens that end what the model at `path` writes: the end of text, and what a stock folder names besides.
+
+    Raises:
+        CheckpointError: the folder's generation_config.json or config.json names them in no way that there is.
+    """
+    named = huggingface.end_ids(path) if huggingface.is_folder(path) else []
+    there = {token for token in named if 0 <= token < tokenizer.vocab_size}  # no other can be drawn
+    return sorted({tokenizer.end_of_text, *there})
+
+
+def load_model(
+    path: str | Path, device: str = "cpu", *, context: int | None = None, dtype: "torch.dtype | None" = None
+) -> tuple["nn.Module", "Tokenizer", ModelConfig]:
     """The model in evaluation mode, its tokenizer and its config, from anything that `locate` finds.
+
+    Args:
+        context: the longest sequence that is wanted, tokens: tables and caches are made for it. A model whose own
+            context is shorter keeps that.
+        dtype: of the weights (None: fp32), as they are read, one after the other, to the device: a whole copy in
+            another type never exists. Norms stay fp32, as in models.inference.for_decoding.
 
     Raises:
         CheckpointError: there is no model, or it does not verify.
@@ -44,9 +74,11 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tok
     from tokenizer import Tokenizer, TokenizerError
 
     path = locate(path)
-    config, weights = read_model(path)
+    config, weights = read_model(path, device, dtype)
     try:
         tokenizer = Tokenizer.load(tokenizer_of(path))
+        if context is not None and context < config.context:
+            config, weights = _shortened(config, weights, context)
         model = build_model(config, device="meta")
         model.load_state_dict(weights, assign=True)
     except TokenizerError as error:
@@ -57,3 +89,13 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple["nn.Module", "Tok
         raise CheckpointError(f"{path}: {files} do not fit together: {error}") from error
     model.compute_tables("cpu")
     return model.to(device).eval(), tokenizer, config
+
+
+def _shortened(
+    config: ModelConfig, weights: dict[str, "Tensor"], context: int
+) -> tuple[ModelConfig, dict[str, "Tensor"]]:
+    """The same model for sequences of at most `context` tokens."""
+    learned = "position_embedding.weight"  # one row a position
+    if learned in weights:
+        weights = weights | {learned: weights[learned][:context].clone()}
+    return dataclasses.replace(config, context=context), weights

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(problems), file=sys.stderr)
         return 1
     try:
-        about = json.loads((args.folder / shards.DESCRIPTION).read_text(encoding="utf-8"))
+        about = shards.describe(args.folder)
         print(describe(args.folder, about))
         tokenizer = _tokenizer(args.folder, about, args.tokenizer)
         for number, text in shown(args.folder, about, tokenizer, args.split, args.first, args.documents):
@@ -55,6 +55,8 @@ def describe(path: Path, about: dict) -> str:
     for split, counts in about["splits"].items():
         lines.append(f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
                      f"{counts['bytes']:,} bytes of text in {len(counts['shards'])} shards")  # fmt: skip
+        if "trained_tokens" in counts:
+            lines.append(f"{split}: {counts['trained_tokens']:,} of these tokens are trained: what assistants say")
     lines += [f"dropped: {count:,} {reason}" for reason, count in about["dropped"].items()]
     quarantine = path / shards.QUARANTINE
     if quarantine.exists():
@@ -68,7 +70,7 @@ def describe(path: Path, about: dict) -> str:
 def shown(path: Path, about: dict, tokenizer: Tokenizer, split: str, first: int, count: int):
     """(number, text) of some documents of one side."""
     number = 0
-    for lengths, tokens in shards.stored(path, about, split):
+    for lengths, tokens, _ in shards.stored(path, about, split):
         starts = lengths.cumsum() - lengths
         for place in range(max(0, first - number), min(len(lengths), first + count - number)):
             ids = tokens[int(starts[place]) : int(starts[place] + lengths[place]) - 1]  # without its end of text

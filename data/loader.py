@@ -5,12 +5,11 @@ mixture names its source, a permutation of that source's rows (another one each 
 batch is a range of samples; each rank takes every world-size-th of them. Nothing here has a state to save.
 
 A stored document t1 .. tn END is trained as inputs END t1 .. tn with labels t1 .. tn END, so every token is learned
-and generation starts from END.
+and generation starts from END. Of conversations only those labels stay whose token the shards' mask has as trained.
 """
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +19,10 @@ import torch
 
 from data.order import Mixture, mix, permuted
 from data.packing import PackingPlan, pack
+from data.shards import MASK, describe
 from models.losses import IGNORE
 
+NO_DOCUMENT = 0  # document id of positions that are left over
 _EMPTY_SAMPLE = -1  # sample id of a row that only fills up a rank's micro-batch
 
 
@@ -40,6 +41,11 @@ class Batch:
         """Positions that have a label."""
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def read_tokens(self) -> int:
+        """Positions that hold a document, whether they are trained or not."""
+        return int((self.document_ids != NO_DOCUMENT).sum())
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -51,10 +57,15 @@ class Batch:
 
 
 class TokenShards:
-    """One split of one prepared source: every document's tokens, memory-mapped."""
+    """One split of one prepared source: every document's tokens, memory-mapped.
+
+    Attributes:
+        about: counts of the split (data/shards.py).
+        masks: which tokens are trained, of conversations; None: all are.
+    """
 
     def __init__(self, folder: Path, split: str):
-        about = json.loads((folder / "dataset.json").read_text())
+        about = describe(folder)
         self.about = about["splits"][split]
         self.end_of_text: int = about["end_of_text"]
         dtype = np.dtype(about["dtype"]).newbyteorder("<")
@@ -62,6 +73,8 @@ class TokenShards:
         self.tokens = [np.memmap(folder / f"{stem}.tokens", dtype=dtype, mode="r") for stem in stems]
         lengths = [np.fromfile(folder / f"{stem}.lengths", dtype="<i8") for stem in stems]
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)  # [documents]
+        masked = "trained_tokens" in self.about
+        self.masks = [np.memmap(folder / f"{stem}.mask", dtype=MASK, mode="r") for stem in stems] if masked else None
         self._first_document = np.cumsum([0, *(len(part) for part in lengths)])
         starts = [np.concatenate([[0], part.cumsum()[:-1]]) for part in lengths if len(part)]
         self._starts = np.concatenate(starts) if starts else np.zeros(0, dtype=np.int64)
@@ -75,7 +88,19 @@ class TokenShards:
         inputs = np.empty_like(labels)
         inputs[0] = tokens[start - 1] if offset else self.end_of_text
         inputs[1:] = labels[:-1]
+        if self.masks is not None:
+            labels[self.masks[shard][start : start + length] == 0] = IGNORE
         return inputs, labels
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that are trained in one pass."""
+        return self.about.get("trained_tokens", self.about["tokens"])
+
+    @property
+    def trained_tokens_per_byte(self) -> float:
+        """Trained tokens over the bytes of their text, in UTF-8."""
+        return self.trained_tokens / max(self.about.get("trained_bytes", self.about["bytes"]), 1)
 
 
 class PackedRows:
@@ -84,7 +109,7 @@ class PackedRows:
     def __init__(self, shards: TokenShards, context: int):
         self.shards = shards
         self.context = context
-        self.plan: PackingPlan = pack(shards.lengths, context)
+        self.plan: PackingPlan = pack(shards.lengths, context, whole=shards.masks is not None)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -99,14 +124,14 @@ class PackedRows:
             span = slice(position, position + length)
             document, offset = int(self.plan.document[piece]), int(self.plan.offset[piece])
             inputs[span], labels[span] = self.shards.piece(document, offset, length)
-            documents[span] = number + 1
+            documents[span] = NO_DOCUMENT + 1 + number
             position += length
         return inputs, labels, documents
 
 
 def empty_row(context: int, end_of_text: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A row in which nothing is learned."""
-    return np.full(context, end_of_text), np.full(context, IGNORE), np.zeros(context, dtype=np.int64)
+    return np.full(context, end_of_text), np.full(context, IGNORE), np.full(context, NO_DOCUMENT)
 
 
 class PhaseLoader:
@@ -136,6 +161,9 @@ class PhaseLoader:
         self.mixture = Mixture.of(weights)
         self.rows = {name: PackedRows(TokenShards(sources[name], "train"), context) for name in self.mixture.names}
         for name, rows in self.rows.items():
+            if len(rows) == 0 and rows.plan.left_out:
+                raise ValueError(f"data.sources.{name}: all {rows.plan.left_out} conversations are longer than the "
+                                 f"phase's context of {context} tokens: raise it")  # fmt: skip
             if len(rows) == 0:
                 raise ValueError(f"data.sources.{name}: no training document is left after preparation")
         self.context, self.seed, self.phase = context, seed, phase
@@ -167,6 +195,10 @@ class PhaseLoader:
         following = first_sample + self.batch_rows
         self._next = (following, self._prefetcher.submit(self._assemble, following))
         return batches
+
+    def left_out(self) -> dict[str, int]:
+        """By source, the conversations that are longer than the context, where there are any."""
+        return {name: rows.plan.left_out for name, rows in self.rows.items() if rows.plan.left_out}
 
     def close(self) -> None:
         """Stop prefetching."""

@@ -3,7 +3,7 @@
 A document longer than a row is cut into whole rows and a rest. The pieces are placed best-fit-decreasing, which keeps
 them whole. Where that leaves gaps, the emptiest rows are dissolved and their pieces, cut to measure, fill the gaps of
 the others. Only lengths are looked at, so a plan is small, fast and the same on every machine: pieces of equal length
-are placed together, for there are far fewer lengths than documents.
+are placed together, for there are far fewer lengths than documents. Conversations are never cut.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ class PackingPlan:
     document: np.ndarray  # [pieces] int64, index of the document
     offset: np.ndarray  # [pieces] int64, first token of the piece within its document
     length: np.ndarray  # [pieces] int64
+    left_out: int = 0  # documents that are longer than a row and must not be cut
 
     def __len__(self) -> int:
         return len(self.row_starts) - 1
@@ -43,15 +44,24 @@ class PackingPlan:
         return 1 - int(self.length.sum()) / max(len(self) * self.context, 1)
 
 
-def pack(lengths: np.ndarray, context: int) -> PackingPlan:
-    """Plan rows of `context` positions for documents of `lengths` [documents] tokens."""
-    pieces = _cut(np.asarray(lengths, dtype=np.int64), context)
+def pack(lengths: np.ndarray, context: int, whole: bool = False) -> PackingPlan:
+    """Plan rows of `context` positions for documents of `lengths` [documents] tokens.
+
+    `whole`: none is cut. Those longer than a row are left out, and gaps stay, for half a conversation teaches answers
+    to questions that are not there.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    pieces = _cut(lengths, context)
+    if whole:
+        pieces = pieces[lengths[pieces.document] <= context]
     row = _best_fit_decreasing(pieces.length, context)
-    pieces, row = _fill_gaps(pieces, row, context, smallest=max(1, context // 64))
+    if not whole:
+        pieces, row = _fill_gaps(pieces, row, context, smallest=max(1, context // 64))
     order = np.argsort(row, kind="stable")  # within a row, as they were placed
     row_starts = np.concatenate([[0], np.bincount(row).cumsum()])
     pieces = pieces[order]
-    return PackingPlan(context, row_starts, pieces.document, pieces.offset, pieces.length)
+    left_out = int((lengths > context).sum()) if whole else 0
+    return PackingPlan(context, row_starts, pieces.document, pieces.offset, pieces.length, left_out)
 
 
 def _cut(lengths: np.ndarray, context: int) -> Pieces:

@@ -33,20 +33,22 @@ from typing import Any
 import filelock
 
 import settings
-from data import embedded, shards, sources
+from data import conversations, embedded, shards, sources
 from data.preparation import clean, interruption, write_tokens
 from data.preparation.documents import Documents, valid_count
 from data.preparation.workers import Workers
-from data.settings import DataSection
+from data.settings import DataSection, EvaluationSet
 from models import host
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
+from tokenizer.conversations import ChatFormat
 from tokenizer.settings import TokenizerSection
 
 CODE_VERSION = 4  # raise it whenever the same documents would give other shards, or another tokenizer
 SHARD_TOKENS = 100_000_000
 SAMPLE_BYTES = 30_000_000  # of text that a tokenizer is trained on, spread evenly over the sources
 PROGRESS_SECONDS = 30
+REFUSED = "refused_by_chat_template"
 
 Log = Callable[[str], object]
 
@@ -67,7 +69,7 @@ class Prepared:
 
     def describe(self, name: str) -> dict[str, Any]:
         """The dataset.json of a source: `splits` with counts and shards, `dropped` by reason, and where it is from."""
-        return json.loads((self.sources[name] / shards.DESCRIPTION).read_text(encoding="utf-8"))
+        return shards.describe(self.sources[name])
 
 
 def prepare(
@@ -97,6 +99,8 @@ def prepare(
         paths = {}
         for name in data.sources:
             about = {**inputs[name], "tokenizer": chosen.fingerprint}
+            if data.sources[name].conversations:
+                about["chat_template"] = _chat_format(name, chosen).fingerprint
             paths[name] = root / f"{name}-{_fingerprint(about)}"
             with _to_be_made(name, paths[name], log) as missing:
                 if missing:
@@ -132,8 +136,17 @@ def _work(documents: Documents) -> Iterator[None]:
         documents.close()
 
 
+def _chat_format(name: str, tokenizer: Tokenizer) -> ChatFormat:
+    """How conversations are written for `tokenizer`. Raises TokenizerError where they cannot be."""
+    try:
+        return ChatFormat(tokenizer)
+    except TokenizerError as error:
+        raise TokenizerError(f"data.sources.{name} has conversations: {error}") from error
+
+
 def _inputs(name: str, data: DataSection) -> dict[str, Any]:
-    """All that decides which documents a source gives. Folders' names do not: a corpus may move."""
+    """All that decides which documents a source gives. Folders' names do not: a corpus may move. What is only said of
+    some sources leaves the fingerprints of all others as they were."""
     source = data.sources[name]
     if source.valid_from is not None:
         valid = {"from": _content(name, source.valid_from, data)}
@@ -151,10 +164,15 @@ def _inputs(name: str, data: DataSection) -> dict[str, Any]:
         "min_characters": data.min_characters,
         "filters": settings.as_plain(data.filters),
         "near_duplicates": data.near_duplicates,
-        "evaluation_sets": {
-            other: [_content(other, part.from_, data), part.field] for other, part in data.evaluation_sets.items()
-        },
+        "evaluation_sets": {other: _asked(other, part, data) for other, part in data.evaluation_sets.items()},
+        **({"conversations": conversations.VERSION} if source.conversations else {}),
     }
+
+
+def _asked(name: str, section: EvaluationSet, data: DataSection) -> list[Any]:
+    """What decides which questions an evaluation set holds."""
+    split = [section.split] if section.from_.startswith("hub:") else []  # files have no sides
+    return [_content(name, section.from_, data), section.field, *split]
 
 
 def _check_unchanged(documents: Documents, inputs: dict[str, Any]) -> None:
@@ -260,7 +278,7 @@ def _sample(documents: Documents, budget: int) -> list[str]:
     for side, text in documents:
         if side != "train":
             continue
-        cut = text[:budget]  # a whole book of one document must not fill the memory
+        cut = conversations.contents_of(text)[:budget]  # a whole book of one document must not fill the memory
         length = len(cut.encode())
         heapq.heappush(heap, (-int.from_bytes(clean.key_of(text)[8:], "big"), cut, length))
         size += length
@@ -279,6 +297,7 @@ def _write_source(
     dtype = shards.token_dtype(tokenizer.vocab_size)
     selection = documents.selection
     parts = _tokenised(documents, tokenizer, log)
+    refused = sum(shards.describe(part).get("refused", 0) for part in parts)
     with folder.write(path) as temporary:
         splits = {split: shards.join(parts, temporary, split, dtype, shard_tokens) for split in ("train", "valid")}
         description = {
@@ -290,7 +309,7 @@ def _write_source(
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.name,
             "splits": splits,
-            "dropped": selection.dropped(),
+            "dropped": {**selection.dropped(), **({REFUSED: refused} if refused else {})},
             "inputs": inputs,
         }
         (temporary / shards.DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -298,7 +317,7 @@ def _write_source(
             with open(temporary / shards.QUARANTINE, "w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in selection.quarantine())
         _check_unchanged(documents, inputs)
-    for line in documents.report():
+    for line in documents.report() + ([f"{refused:,} {REFUSED}"] if refused else []):
         log(f"{name}: dropped {line}")
     if selection.first_malformed():
         log(f"{name}: all malformed rows are listed in {path / shards.QUARANTINE}")
@@ -311,12 +330,15 @@ def _write_source(
 def _tokenised(documents: Documents, tokenizer: Tokenizer, log: Log) -> list[Path]:
     """The folders of tokens of every piece, made by as many processes as are worth it."""
     selection, work = documents.selection, documents.work
-    text = work / f"tokenizer-{tokenizer.fingerprint[:12]}"
+    template = f"-{ChatFormat(tokenizer).fingerprint[:12]}" if documents.source.conversations else ""
+    text = work / f"tokenizer-{tokenizer.fingerprint[:12]}{template}"
     if not text.exists():
         with folder.write(text) as temporary:
             tokenizer.save(temporary)
-    parts = [work / f"tokens-{tokenizer.fingerprint[:12]}-{number:05d}" for number in range(selection.done)]
-    jobs = ((documents.table(number), selection.answers(number), text, part) for number, part in enumerate(parts))
+    parts = [work / f"tokens-{text.name.removeprefix('tokenizer-')}-{number:05d}" for number in range(selection.done)]
+    masked = documents.source.conversations
+    jobs = ((documents.table(number), selection.answers(number), text, masked, part)
+            for number, part in enumerate(parts))  # fmt: skip
     last = time.monotonic()
     done = documents.workers.map(write_tokens.write_tokens, jobs, documents.is_large(selection.pieces))
     for number, _ in enumerate(done, start=1):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
@@ -20,6 +21,7 @@ class SourceSection(Section):
     from_: str = pydantic.Field(alias="from")
     valid_from: str | None = None  # validation documents of its own; without it they are drawn by document hash
     field: str = pydantic.Field("text", min_length=1)  # column of jsonl, parquet and hub rows
+    conversations: bool = False  # the rows are conversations (data/conversations.py), of which the answers are trained
     documents: int | None = pydantic.Field(None, ge=1)  # read at most this many
     # "2/3": only the documents whose hash falls into the second third, so that sources share a corpus without overlap
     part: str | None = None
@@ -33,6 +35,8 @@ class SourceSection(Section):
         elif self.part_numbers[0] >= self.part_numbers[1]:
             of = self.part_numbers[1]
             found.append(Problem("part", self.part, f"there are only {of} parts: use 1/{of} to {of}/{of}"))
+        if self.conversations:
+            found += self._problems_of_conversations()
         if self.is_embedded and self.documents is None:
             found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))
         if self.valid_from is not None:
@@ -45,6 +49,21 @@ class SourceSection(Section):
             if remedy:
                 found.append(Problem("valid_from", self.valid_from, remedy))
         return found
+
+    def _problems_of_conversations(self) -> list[Problem]:
+        found = []
+        for key, source in (("from", self.from_), ("valid_from", self.valid_from)):
+            if source and source.startswith(("embedded:", "text:")):
+                found.append(Problem(key, source, "name jsonl:, parquet: or hub:, whose rows can be conversations"))
+        if self.field != "text":
+            remedy = "leave it out: of conversations, the columns are known (messages, prompt and completion, ...)"
+            found.append(Problem("field", self.field, remedy))
+        return found
+
+    @property
+    def column(self) -> str | None:
+        """The column that holds the text; None for conversations."""
+        return None if self.conversations else self.field
 
     @property
     def part_numbers(self) -> tuple[int, int]:
@@ -62,6 +81,7 @@ class EvaluationSet(Section):
 
     from_: str = pydantic.Field(alias="from")  # {jsonl,parquet,text}:PATH_OR_GLOB or hub:...
     field: str = pydantic.Field("text", min_length=1)  # column that holds the question
+    split: Literal["test", "valid", "train"] = "test"  # of a hub source: the one that the examination asks
 
     def problems(self) -> list[Problem]:
         remedy = sources.fault(self.from_)

@@ -1,10 +1,11 @@
 """Documents from anywhere, as one stream: JSON lines, parquet, plain text, the Hub, or the embedded generator.
 
-A source is written "KIND:REST", for example `jsonl:corpus/*.jsonl`. A row that is no document (bad JSON, no such
-field, not text, not UTF-8) comes out of the stream as a `BadRow` in its place, so that the caller counts it and goes
-on; a file that cannot be read at all raises `SourceError`. Files are read sorted by name, in bounded memory (one
-document, or one batch of a parquet row group, at a time). `pieces` cuts a source into parts of about one size that can
-be read in any order by any number of processes, and together give every row once.
+A source is written "KIND:REST", for example `jsonl:corpus/*.jsonl`; a file of JSON lines may also be one JSON array.
+What comes of a row is the text in the column `field` or, where `field` is None, a conversation (data/conversations.py).
+A row that is neither (bad JSON, no such field, not text, not UTF-8) comes out of the stream as a `BadRow` in its place,
+so that the caller counts it and goes on; a file that cannot be read at all raises `SourceError`. Files are read sorted
+by name, in bounded memory (one document, or one batch of a parquet row group, at a time). `pieces` cuts a source into
+parts of about one size that can be read in any order by any number of processes, and together give every row once.
 """
 
 import dataclasses
@@ -18,19 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from data import embedded
+from data import conversations, embedded
 
-Split = Literal["train", "valid"]
+Split = Literal["train", "valid", "test"]
 
 KINDS = ("embedded", "jsonl", "parquet", "text", "hub")
 SEPARATOR = "<|endoftext|>"  # a line of a text file that is exactly this ends a document
 PARQUET_BATCH = 1024  # rows decoded at a time
 PIECE_BYTES, PIECE_DOCUMENTS = 8_000_000, 2500  # of a file, and of a generator
+ROW = "row as JSON"  # the column of a conversation that was downloaded
 NO_TEXT = "type of what is no text"  # a second column, with a name where the value of a downloaded row was no text
 COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".zip", ".lz4"}
 LONGEST_ROW = 256_000_000  # bytes of a line, or of a text document: more is no document, but a mistake
-# The split of a Hub data set for each side: the first of these that it has. Never "test", which is for evaluation.
-HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev")}
+# The split of a Hub data set for each side: the first of these that it has. "test" is read for evaluation alone.
+HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
 OFFLINE = "Go online for this one preparation, or name a local folder or file"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -47,9 +49,9 @@ class BadContentError(SourceError):
 class BadRow:
     """A row that is no document: `reason` is one word to count by, `where` is "file:line", the rest is for people."""
 
-    reason: Literal["bad_json", "bad_utf8", "missing_field", "not_text", "too_long"]
+    reason: str
     file: str
-    line: int  # from 1, counted from the beginning of the piece that was read
+    line: int  # from 1, counted from the beginning of the piece that was read; of an array's file, its entry
     detail: str
     count: int = 1
 
@@ -126,13 +128,14 @@ def fault(source: str) -> str | None:
 
 
 def documents(
-    source: str, field: str = "text", split: Split = "train", count: int | None = None, seed: int = 0
+    source: str, field: str | None = "text", split: Split = "train", count: int | None = None, seed: int = 0
 ) -> Iterator[str | BadRow]:
     """The documents of a source in a fixed order, bad rows in their places.
 
     Args:
         source: "KIND:REST".
-        field: column of JSON lines, parquet and Hub rows that holds the text.
+        field: column of JSON lines, parquet and Hub rows that holds the text; None: the rows are conversations, and
+            what comes out is the one text that data.conversations makes of each.
         split: side of an embedded or Hub source; files have no sides and are read whole for either.
         count: stop after this many documents (bad rows not counted); embedded sources never end without it.
         seed: of the embedded generator.
@@ -161,6 +164,9 @@ def pieces(source: str, split: Split, count: int | None, seed: int) -> list[Piec
         if whole.kind == "hub":
             found.append(whole)
             continue
+        if whole.kind == "jsonl" and _is_array(Path(whole.place)):
+            found.append(whole)
+            continue
         size = whole.stop if whole.kind == "embedded" else Path(whole.place).stat().st_size
         step = PIECE_DOCUMENTS if whole.kind == "embedded" else PIECE_BYTES
         starts = range(0, max(size, 1), step)
@@ -168,7 +174,7 @@ def pieces(source: str, split: Split, count: int | None, seed: int) -> list[Piec
     return found
 
 
-def read_piece(piece: Piece, field: str = "text") -> Iterator[str | BadRow]:
+def read_piece(piece: Piece, field: str | None = "text") -> Iterator[str | BadRow]:
     """The documents of one piece, bad rows in their places. Raises SourceError where it cannot be read."""
     path = Path(piece.place)
     try:
@@ -176,6 +182,8 @@ def read_piece(piece: Piece, field: str = "text") -> Iterator[str | BadRow]:
             yield from embedded.documents(piece.place, piece.split, piece.stop, piece.seed, first=piece.start)
         elif piece.kind == "hub":
             yield from _hub_documents(piece.place, field, piece.split)
+        elif piece.kind == "jsonl" and _is_array(path):
+            yield from _array_documents(path, field)
         elif piece.kind == "jsonl":
             yield from _jsonl_documents(path, field, piece.start, piece.stop)
         elif piece.kind == "parquet":
@@ -191,7 +199,7 @@ def lines_of(piece: Piece) -> int:
     """How many lines of its file, or rows of its table, lie before the next piece."""
     if piece.kind == "parquet":
         return _parquet_rows(Path(piece.place), piece.start, piece.stop)
-    if piece.kind not in ("jsonl", "text"):
+    if piece.kind not in ("jsonl", "text") or (piece.kind == "jsonl" and _is_array(Path(piece.place))):
         return 0
     lines = 0
     with open(piece.place, "rb") as file:
@@ -251,7 +259,38 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
         yield None
 
 
-def _jsonl_documents(path: Path, field: str, start: int, stop: int | None) -> Iterator[str | BadRow]:
+@functools.lru_cache(10_000)
+def _is_array(path: Path) -> bool:
+    """Whether a file is one JSON array, and not lines of which the first happens to be one."""
+    with open(path, "rb") as file:
+        begins = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not begins.startswith(b"["):
+            return False
+        file.seek(0)
+        first = file.readline(LONGEST_ROW)
+        only = not file.read(4096).strip()
+    if len(begins) > 1 and only:
+        return True
+    try:
+        json.loads(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _array_documents(path: Path, field: str | None) -> Iterator[str | BadRow]:
+    if path.stat().st_size > LONGEST_ROW:
+        raise SourceError(f"jsonl:{path} is one JSON array of more than {LONGEST_ROW:,} bytes, which is read at once: "
+                          "write one object a line")  # fmt: skip
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadContentError(f"jsonl:{path} begins as one JSON array, and is none: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        yield _field_of(row, field, str(path), number)
+
+
+def _jsonl_documents(path: Path, field: str | None, start: int, stop: int | None) -> Iterator[str | BadRow]:
     name = str(path)
     with open(path, "rb") as file:
         here = _to_line_start(file, start)
@@ -306,9 +345,12 @@ def _parquet_rows(path: Path, start: int, stop: int | None) -> int:
         return sum(file.metadata.row_group(index).num_rows for index in groups)
 
 
-def _parquet_documents(path: Path, field: str, start: int, stop: int | None) -> Iterator[str | BadRow]:
+def _parquet_documents(path: Path, field: str | None, start: int, stop: int | None) -> Iterator[str | BadRow]:
     import pyarrow
 
+    if field is None:
+        yield from _parquet_conversations(path, start, stop)
+        return
     name = str(path)
     with _open_parquet(path) as file:
         groups = list(range(file.metadata.num_row_groups)[start:stop])
@@ -332,6 +374,27 @@ def _parquet_documents(path: Path, field: str, start: int, stop: int | None) -> 
                     else:
                         yield _field_of({field: value}, field, name, number)
         except pyarrow.ArrowException as error:
+            raise SourceError(f"parquet:{path} is damaged after row {number}: {error}") from error
+
+
+def _parquet_conversations(path: Path, start: int, stop: int | None) -> Iterator[str | BadRow]:
+    import pyarrow
+
+    with _open_parquet(path) as file:
+        groups = list(range(file.metadata.num_row_groups)[start:stop])
+        columns = [name for name in (ROW, *conversations.COLUMNS) if name in file.schema_arrow.names]
+        if not columns:
+            if rows := sum(file.metadata.row_group(index).num_rows for index in groups):
+                detail = f"no conversations; its columns are {', '.join(file.schema_arrow.names)}"
+                yield BadRow("missing_field", str(path), 1, detail, count=rows)
+            return
+        number = 0
+        try:
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _field_of(json.loads(row[ROW]) if ROW in row else row, None, str(path), number)
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise SourceError(f"parquet:{path} is damaged after row {number}: {error}") from error
 
 
@@ -392,7 +455,7 @@ def _decoded(data: bytes, path: Path, first: int) -> str | BadRow:
         return BadRow("bad_utf8", str(path), first + data[: error.start].count(b"\n"), str(error))
 
 
-def _hub_documents(rest: str, field: str, split: Split) -> Iterator[str | BadRow]:
+def _hub_documents(rest: str, field: str | None, split: Split) -> Iterator[str | BadRow]:
     try:
         for number, row in enumerate(open_hub(rest, field, split), start=1):
             yield _field_of(row, field, f"hub:{rest}", number)
@@ -400,7 +463,7 @@ def _hub_documents(rest: str, field: str, split: Split) -> Iterator[str | BadRow
         raise SourceError(f"hub:{rest} cannot be reached: {error}. {OFFLINE}") from error
 
 
-def open_hub(rest: str, field: str, split: Split) -> Any:
+def open_hub(rest: str, field: str | None, split: Split) -> Any:
     """One side of a data set of the Hub, or of a folder, as a stream of rows (datasets.IterableDataset).
 
     Raises:
@@ -422,7 +485,9 @@ def open_hub(rest: str, field: str, split: Split) -> Any:
         if isinstance(error, ConnectionError) or is_busy(error):
             raise
         raise SourceError(f"hub:{rest} cannot be read: {error}") from error
-    if first is not None and field not in first:
+    if first is not None and field is None and not set(first) & set(conversations.COLUMNS):
+        raise SourceError(f"hub:{rest} holds no conversations; its fields are {', '.join(first)}")
+    if first is not None and field is not None and field not in first:
         raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(first)}")
     return found[name]
 
@@ -438,8 +503,13 @@ def _hub_name(rest: str) -> tuple[str, str | None]:
     return f"{owner}/{name}", config[0] if config else None
 
 
-def _field_of(row: Any, field: str, file: str, line: int) -> str | BadRow:
+def _field_of(row: Any, field: str | None, file: str, line: int) -> str | BadRow:
     """The text of one row, or why it has none."""
+    if field is None:
+        try:
+            return conversations.of_row(row)
+        except conversations.NoConversation as error:
+            return BadRow(error.reason, file, line, str(error))
     if not isinstance(row, dict):
         detail = f"a row is an object with a field {field!r}, this is a {type(row).__name__}"
         return BadRow("not_text", file, line, detail)

@@ -4,16 +4,24 @@
 ones. Keys are stored after rotation, so the order of entries in a ring does not matter. `generate` is the batched
 loop over any model with `new_state` and `step`.
 
+A sequence's draws are a function of its own seed alone: one number in [0, 1) a token, made on the CPU, picks the token
+by the inverse of the cumulative distribution. Neither the other sequences nor padding nor the device take part.
+
 Shapes: B sequences, t new tokens, K key/value heads, S cached entries, D head width, V vocabulary.
 """
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from models.sampling import Sampling
+
+DRAWN_AT_ONCE = 64  # numbers a sequence: its generator is asked for so many tokens ahead
+READ_EVERY = {"cuda": 8}  # tokens, by device: reading them waits for the device, which has nothing to do meanwhile
+STILL_RUNNING = 0.75  # of the sequences in the batch, at most: then those that have ended leave it
 
 
 class LayerCache:
@@ -38,12 +46,7 @@ class LayerCache:
             keys, values = self.keys, self.values
             if filled < self.capacity:
                 keys, values = keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
-            if state.left_padding is None:
-                return keys, values, None
-            slots = torch.arange(filled, device=key.device)
-            positions = start - (start - slots) % self.capacity
-            visible = positions[None] >= state.left_padding[:, None]
-            return keys, values, visible[:, None, None]
+            return keys, values, state.visible.get(self.capacity)
         kept = min(start, self.capacity)
         old = torch.arange(start - kept, start, device=key.device)
         keys = torch.cat([self.keys[:, :, old % self.capacity], key], dim=2)
@@ -60,6 +63,11 @@ class LayerCache:
         self.values[:, :, last % self.capacity] = value[:, :, -len(last) :]
         return keys, values, visible[:, None]
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but `rows` [n] int64, in that order."""
+        self.keys = self.keys.index_select(0, rows)
+        self.values = self.values.index_select(0, rows)
+
 
 class State:
     """What a model has seen of `batch` sequences: every layer's cache and how many tokens went in."""
@@ -67,15 +75,33 @@ class State:
     def __init__(self, caches: list[LayerCache], context: int, left_padding: Tensor | None):
         self.caches = caches
         self.context = context
-        self.left_padding = left_padding if left_padding is not None and bool(left_padding.any()) else None  # [B]
         self.length = 0  # tokens taken in, padding included
-        self.end = context + (0 if self.left_padding is None else int(self.left_padding.max()))  # of the last sequence
+        self.visible: dict[int, Tensor] = {}  # by a cache's capacity, [B, 1, 1, S]: what one new token sees; else all
+        self._pad(left_padding)
+
+    def _pad(self, left_padding: Tensor | None) -> None:
+        self.left_padding = left_padding if left_padding is not None and bool(left_padding.any()) else None  # [B]
+        self.end = self.context + (0 if self.left_padding is None else int(self.left_padding.max()))  # of the last one
 
     def reserve(self, new: int) -> None:
-        """Refuse `new` tokens that would fit no sequence's context. A sequence with less padding may be past its end:
-        what it gives then means nothing, and it overwrites only what it has itself no more use for."""
+        """Make ready for `new` tokens, and refuse them if they would fit no sequence's context. A sequence with less
+        padding may be past its end: what it gives then means nothing, and it overwrites only what it has itself no more
+        use for."""
         if self.length + new > self.end:
             raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
+        capacities = {cache.capacity for cache in self.caches} if new == 1 and self.left_padding is not None else ()
+        self.visible = {capacity: self._visible(capacity) for capacity in capacities}  # once for all layers of a kind
+
+    def _visible(self, capacity: int) -> Tensor:
+        slots = torch.arange(min(self.length + 1, capacity), device=self.left_padding.device)
+        positions = self.length - (self.length - slots) % capacity
+        return (positions[None] >= self.left_padding[:, None])[:, None, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but `rows` [n] int64, which from now on are the batch, in that order."""
+        for cache in self.caches:
+            cache.keep(rows)
+        self._pad(None if self.left_padding is None else self.left_padding.index_select(0, rows))
 
     def positions(self, new: int, device: torch.device) -> Tensor:
         """Of the next `new` tokens, [B or 1, new] int64. Padding does not count; what is past a sequence's context has
@@ -95,10 +121,7 @@ def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None
 
     `seen` [B, V] bool marks tokens the repetition penalty applies to.
     """
-    logits = logits.float()
-    if seen is not None and sampling.repetition_penalty != 1.0:
-        penalised = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
+    logits = _penalised(_precise(logits), sampling, seen)
     if sampling.temperature == 0:
         return logits
     logits = logits / sampling.temperature
@@ -118,6 +141,63 @@ def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None
     return logits
 
 
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+    penalty = sampling.repetition_penalty
+    if seen is None or penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def draw(logits: Tensor, sampling: Sampling, numbers: Tensor, seen: Tensor | None = None) -> Tensor:
+    """One token id a row, [B] int64: the first, by id, at which the cumulative probability of what `filter_logits`
+    keeps of `logits` [B, V] exceeds the row's number, of `numbers` [B] in [0, 1).
+
+    With `top_k` only so many are looked at, never the whole vocabulary in order; of tokens as likely as the k-th, which
+    the filter keeps all, some are then left out.
+    """
+    ids = None
+    if sampling.temperature and sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        logits = logits if seen is None else _penalised(_precise(logits), sampling, seen)
+        ids = logits.topk(sampling.top_k, dim=-1).indices.sort(dim=-1).values
+        # by id, as they lie in the vocabulary: two that are all but as likely as each other keep their places
+        logits, seen = logits.gather(1, ids), None
+    logits = filter_logits(logits, sampling, seen)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    cumulative = logits.softmax(dim=-1).to(numbers.dtype).cumsum(dim=-1)
+    place = torch.searchsorted(cumulative, numbers[:, None] * cumulative[:, -1:], right=True)
+    place = place.clamp_max(logits.shape[-1] - 1)
+    return (place if ids is None else ids.gather(1, place))[:, 0]
+
+
+class _Numbers:
+    """What decides the draws: a column [B] of numbers in [0, 1) a token, each row's from a generator of its own."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        # Python's: of a seed, torch's generators for CPUs read 32 bits
+        self._generators = [random.Random(seed % 2**64) for seed in seeds]
+        self._device = device
+        self._block, self._used = torch.empty(len(seeds), 0), 0
+
+    def next(self) -> Tensor:
+        """The next token's."""
+        if self._used == self._block.shape[1]:
+            drawn = [[generator.random() for _ in range(DRAWN_AT_ONCE)] for generator in self._generators]
+            precise = torch.float32 if self._device.type == "mps" else torch.float64  # which MPS does not know
+            self._block, self._used = torch.tensor(drawn, dtype=precise, device=self._device), 0
+        self._used += 1
+        return self._block[:, self._used - 1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self._generators = [self._generators[row] for row in rows]
+        self._block = self._block[torch.tensor(rows, device=self._device)]
+
+
 def prefill(model: torch.nn.Module, input_ids: Tensor, state: State, chunk: int = 512) -> Tensor:
     """Feed `input_ids` [B, T], T > 0, in chunks, so that masks stay small; returns the last token's logits [B, V]."""
     for start in range(0, input_ids.shape[1], chunk):
@@ -134,6 +214,8 @@ def generate(
     sampling: Sampling | None = None,
     on_token: Callable[[int, int], None] | None = None,
     entries: int | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt, all together, from a cache.
 
@@ -142,27 +224,30 @@ def generate(
         stop_ids: a sequence ends at the first of these, which is not returned.
         on_token: called with (row, token id) as each token is drawn.
         entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
+        seeds: of each sequence's draws, any 64-bit integers; None: from the sampling's seed on, one by one.
 
     Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at its context's end.
-    Each row draws from its own generator, so its text does not depend on what else is in the batch.
+    A sequence's draws depend on its own seed alone. What rounding makes of the logits does depend on the batch: in
+    fp32, and more so in bf16, another batch may now and then draw another token.
 
     Raises:
-        ValueError: a prompt is empty or fills the context.
+        ValueError: a prompt is empty or fills the context, or there are not as many seeds as prompts.
     """
     if not prompts:
         return []
     sampling = sampling or Sampling()
+    seeds = range(sampling.seed, sampling.seed + len(prompts)) if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:
         raise ValueError("a prompt is empty: begin a text with the end-of-text token")
     if longest >= model.config.context:
         raise ValueError(f"a prompt of {longest} tokens fills the model's context of {model.config.context}")
-    device = next(model.parameters()).device
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    input_ids = torch.tensor(rows, dtype=torch.int64, device=device)
+    if max_new_tokens < 1:
+        return [[] for _ in prompts]
     with evaluating(model):
-        return _continued(model, prompts, input_ids, padding, max_new_tokens, stop_ids, sampling, on_token, entries)
+        return _Batch(model, prompts, max_new_tokens, stop_ids, sampling, seeds, entries).run(on_token)
 
 
 @contextlib.contextmanager
@@ -176,55 +261,84 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _continued(
-    model: torch.nn.Module,
-    prompts: Sequence[Sequence[int]],
-    input_ids: Tensor,
-    padding: Tensor,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    sampling: Sampling,
-    on_token: Callable[[int, int], None] | None,
-    entries: int | None,
-) -> list[list[int]]:
-    device = input_ids.device
-    room = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
-    state = model.new_state(len(prompts), padding)
-    logits = prefill(model, input_ids, state)[:, :entries]
-    seen = _seen(prompts, logits) if sampling.repetition_penalty != 1.0 else None
-    generators = [torch.Generator(device).manual_seed(sampling.seed + row) for row in range(len(prompts))]
-    outputs: list[list[int]] = [[] for _ in prompts]
-    running = [True] * len(prompts)
-    for done in range(1, max(room) + 1):
-        next_ids = _draw(filter_logits(logits, sampling, seen), sampling, generators)
-        for row, token in enumerate(next_ids.tolist()):
-            running[row] = running[row] and token not in stop_ids
-            if running[row]:
-                outputs[row].append(token)
-                running[row] = done < room[row]
-                if on_token:
-                    on_token(row, token)
-        if not any(running):
-            break
-        if seen is not None:
-            seen.scatter_(1, next_ids[:, None], True)
-        logits = model.step(next_ids[:, None], state)[:, -1, :entries]
-    return outputs
+class _Batch:
+    """Sequences that are continued together. A row is a place in the batch, an index one among the prompts."""
 
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        entries: int | None,
+    ):
+        self.model, self.sampling, self.entries = model, sampling, entries
+        self.stop_ids = set(stop_ids)
+        self.outputs: list[list[int]] = [[] for _ in prompts]
+        self.room = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
+        self.indices = list(range(len(prompts)))  # of each row
+        self.running = set(self.indices)
+        self.device = next(model.parameters()).device
+        self.numbers = _Numbers(seeds, self.device)
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        padded = [[0] * more + list(prompt) for more, prompt in zip(padding, prompts, strict=True)]
+        fed = longest + max(self.room) - 1  # the last token drawn is not fed
+        self.state = model.new_state(len(prompts), torch.tensor(padding, device=self.device), fed)
+        input_ids = torch.tensor(padded, dtype=torch.int64, device=self.device)
+        self.logits = prefill(model, input_ids, self.state)[:, :entries]
+        self.seen = self._seen(prompts) if sampling.repetition_penalty != 1.0 else None
 
-def _seen(prompts: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    seen = torch.zeros_like(logits, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        seen[row, torch.tensor(list(prompt), device=logits.device)] = True
-    return seen
+    def run(self, on_token: Callable[[int, int], None] | None) -> list[list[int]]:
+        """Draw until every sequence has ended; returns the new ids of each."""
+        every = 1 if on_token else READ_EVERY.get(self.device.type, 1)
+        unread: list[Tensor] = []  # [B] each
+        done, last = 0, max(self.room)
+        while True:
+            next_ids = draw(self.logits, self.sampling, self.numbers.next(), self.seen)
+            unread.append(next_ids)
+            done += 1
+            if len(unread) == every or done == last:
+                for tokens in torch.stack(unread).tolist():
+                    self._take(tokens, on_token)
+                unread = []
+                if not self.running:
+                    return self.outputs
+                last = max(self.room[index] for index in self.running)
+            if self.seen is not None:
+                self.seen.scatter_(1, next_ids[:, None], True)
+            if not unread and len(self.running) <= STILL_RUNNING * len(self.indices):
+                next_ids = self._drop_ended(next_ids)
+            self.logits = self.model.step(next_ids[:, None], self.state)[:, -1, : self.entries]
 
+    def _take(self, tokens: list[int], on_token: Callable[[int, int], None] | None) -> None:
+        """One token a row, as text of those that still run."""
+        for index, token in zip(self.indices, tokens, strict=True):
+            if index not in self.running:
+                continue
+            if token in self.stop_ids:
+                self.running.remove(index)
+                continue
+            self.outputs[index].append(token)
+            if len(self.outputs[index]) == self.room[index]:
+                self.running.remove(index)
+            if on_token:
+                on_token(index, token)
 
-def _draw(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """One token id a row, [B] int64."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = logits.softmax(dim=-1)
-    draws: Iterator[Tensor] = (
-        torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)
-    )
-    return torch.cat(list(draws))
+    def _drop_ended(self, next_ids: Tensor) -> Tensor:
+        """Go on without the rows that have ended; returns `next_ids` of the others."""
+        rows = [row for row, index in enumerate(self.indices) if index in self.running]
+        self.indices = [self.indices[row] for row in rows]
+        self.numbers.keep(rows)
+        kept = torch.tensor(rows, device=self.device)
+        self.state.keep(kept)
+        self.seen = None if self.seen is None else self.seen[kept]
+        return next_ids[kept]
+
+    def _seen(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        seen = torch.zeros_like(self.logits, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, torch.tensor(list(prompt), device=self.device)] = True
+        return seen

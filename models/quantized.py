@@ -46,7 +46,7 @@ class Int8Embedding(nn.Module):
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(int8 [rows, columns], scale [rows] fp32) with weight close to int8 * scale: to half a scale at most."""
-    scale = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).clamp_min(1e-12) / 127
+    scale = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float().clamp_min(1e-12) / 127
     rows = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for part in torch.arange(len(weight), device=weight.device).split(4096):  # without a second copy in fp32
         rows[part] = (weight[part] / scale[part, None]).round_().to(torch.int8)

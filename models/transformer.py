@@ -23,7 +23,8 @@ Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: t
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang & Sennrich 2019), computed in fp32 and returned in x's dtype."""
+    """x / rms(x) * weight (Zhang & Sennrich 2019), computed in fp32 (float64 in a model of float64) and returned in
+    x's dtype."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -31,7 +32,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype == torch.float32:
+        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
             return rms_norm(x, self.weight, self.eps)
         return rms_norm(x.float(), self.weight.float(), self.eps).to(x.dtype)
 
@@ -303,11 +304,14 @@ class Transformer(nn.Module):
             return torch.get_autocast_dtype(weight.device.type)
         return weight.dtype if weight.is_floating_point() else torch.float32  # int8 weights have fp32 activations
 
-    def new_state(self, batch: int, left_padding: Tensor | None = None) -> State:
-        """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding."""
+    def new_state(self, batch: int, left_padding: Tensor | None = None, length: int | None = None) -> State:
+        """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding. Who says
+        that at most `length` tokens will be fed, padding included, gets by with less memory."""
         device, dtype = self.embedding.weight.device, self._activation_dtype()
         caches = [
-            LayerCache(batch, self.config.n_kv_heads, entries, self.config.d_head, device, dtype)
+            LayerCache(
+                batch, self.config.n_kv_heads, min(entries, length or entries), self.config.d_head, device, dtype
+            )
             for entries in self.config.cache_entries()
         ]
         return State(caches, self.config.context, left_padding)

@@ -36,15 +36,15 @@ def validation(
     """
     losses = {}
     for name in phase.data:
-        about = TokenShards(sources[name], "valid").about
-        if not about["tokens"]:
+        held_out = TokenShards(sources[name], "valid")
+        if not held_out.trained_tokens:
             continue
         rows = min(phase.micro_batch, phase.batch_rows)  # `micro_batch` may be any number above what is there
         batches = validation_batches(sources[name], phase.context, rows, limit, strategy.rank, strategy.world)
         losses[name] = held_out_loss(
             objective,
             unless_stopped(batches),
-            tokens_per_byte=about["tokens"] / about["bytes"],
+            tokens_per_byte=held_out.trained_tokens_per_byte,
             device=strategy.device,
             autocast=strategy.autocast(),
             total=strategy.sum,
@@ -81,10 +81,11 @@ def recall_fault(config: RunConfig, prepared: Prepared, context: int) -> str | N
 
 def bigram_floors(prepared: Prepared, phase: PhaseSection, model_config: ModelConfig) -> dict[str, float]:
     """By source, the validation loss of a Kneser-Ney bigram model that counted the phase's training text; of each
-    source and split the first MOST_BIGRAM_TOKENS."""
-    train = [part for name in phase.data for part in _first_tokens(prepared.sources[name], "train")]
+    source and split the first MOST_BIGRAM_TOKENS. Conversations have none: the model is not asked for all of theirs."""
+    plain = [name for name in phase.data if TokenShards(prepared.sources[name], "train").masks is None]
+    train = [part for name in plain for part in _first_tokens(prepared.sources[name], "train")]
     floors = {}
-    for name in phase.data:
+    for name in plain:
         valid = _first_tokens(prepared.sources[name], "valid")
         if valid and len(valid[0]) > 1:
             floors[name] = kneser_ney_loss(train, np.concatenate(valid), model_config.vocab_size)

@@ -51,6 +51,7 @@ class StepResult:
 
     loss_sum: torch.Tensor  # over this rank's tokens, nats
     tokens: int  # trained, all ranks
+    read: int  # positions that hold a document, all ranks: of conversations not all are trained
     learning_rate: float  # multiplier of the peaks
     grad_norm: torch.Tensor
 
@@ -112,23 +113,27 @@ class Trainer:
                 self._examine(phase, when="start")
         self.watch.clock.start()
         with contextlib.closing(self._loader(phase)) as loader:
+            for name, left_out in loader.left_out().items():
+                self.watch.say(f"{name}: {left_out:,} conversations are longer than the context of phase {phase.name}, "
+                               f"{phase.context} tokens, and left out")  # fmt: skip
             while self.state.cursor < self._samples(phase):
                 self._look_up(phase)
                 if self._is_exhausted():
                     break
                 batches = loader.step(self.state.cursor)
-                tokens, stop, save = self.strategy.sum(
-                    sum(batch.trained_tokens for batch in batches), self._should_stop(), self._should_save()
-                )
+                tokens, read, stop, save = self.strategy.sum(
+                    sum(batch.trained_tokens for batch in batches), sum(batch.read_tokens for batch in batches),
+                    self._should_stop(), self._should_save(),
+                )  # fmt: skip
                 if stop:
                     raise Stopped
                 if save:
                     self._save()
-                self._count(phase, self._train_step(phase, batches, int(tokens)))
+                self._count(phase, self._train_step(phase, batches, int(tokens), int(read)))
         self._end_phase(phase)
 
-    def _train_step(self, phase: PhaseSection, batches: list[Batch], tokens: int) -> StepResult:
-        """One optimizer step on this rank's share of a global batch of `tokens` trained tokens."""
+    def _train_step(self, phase: PhaseSection, batches: list[Batch], tokens: int, read: int) -> StepResult:
+        """One optimizer step on this rank's share of a global batch of `tokens` trained tokens among `read` ones."""
         learning_rate = multiplier(phase.learning_rate, (self.state.cursor + phase.batch_rows) / self._samples(phase))
         self.optimizer.set_learning_rate(learning_rate)
         loss = torch.zeros((), device=self.strategy.device)
@@ -141,7 +146,7 @@ class Trainer:
         grad_norm = self.strategy.clip(self.model, self.config.optimizer.clip)
         self.optimizer.step(only_if=grad_norm.isfinite())
         self.optimizer.zero_grad()
-        return StepResult(loss, tokens, learning_rate, grad_norm)
+        return StepResult(loss, tokens, read, learning_rate, grad_norm)
 
     def _count(self, phase: PhaseSection, result: StepResult) -> None:
         """Move the run's state past the step, and record the step if it is due."""
@@ -149,7 +154,7 @@ class Trainer:
         self.state.step += 1
         self.state.tokens += result.tokens
         self.state.cursor += phase.batch_rows
-        self.watch.clock.count(result.tokens)
+        self.watch.clock.count(result.read)
         self._unread.append(self.state.step, range(first_sample, self.state.cursor), result)
         is_last = self.state.cursor >= self._samples(phase)
         is_due = self.state.step % self.config.watch.log_every == 0 or self.state.step == 1 or is_last

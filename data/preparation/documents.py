@@ -137,7 +137,7 @@ class Documents:
         return found + self._pieces_of(source.from_, "train", source.documents)
 
     def _pieces_of(self, source: str, split: sources.Split, count: int | None) -> list[sources.Piece]:
-        local = downloaded(source, self.source.field, split, count, self.work, self._log)
+        local = downloaded(source, self.source.column, split, count, self.work, self._log)
         origin = None if local == source else source
         found = sources.pieces(local, split, count, self.data.seed)
         return [dataclasses.replace(piece, origin=origin) for piece in found]
@@ -148,7 +148,7 @@ class Documents:
             questions = self.work / "questions.json"
             sets = {name: _questions(name, section) for name, section in self.data.evaluation_sets.items()}
             Questions(sets).save(questions)
-        return read_pieces.Rules(self.source.field, self.data.min_characters, self.data.filters,
+        return read_pieces.Rules(self.source.column, self.data.min_characters, self.data.filters,
                                  self.data.near_duplicates is not None, questions)  # fmt: skip
 
     def _open_selection(self, pieces: list[sources.Piece]) -> Selection:
@@ -195,7 +195,7 @@ def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | N
 
 def _questions(name: str, section: EvaluationSet) -> list[str]:
     """All questions of an evaluation set: one that cannot be read would be looked for in no document."""
-    rows = list(sources.documents(section.from_, section.field))
+    rows = list(sources.documents(section.from_, section.field, section.split))
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
     if bad is not None or not rows:
         why = f"{bad.where}: {bad.detail}" if bad else f"{section.from_} is empty"

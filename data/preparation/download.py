@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data import sources
+from data import conversations, sources
 from storage import folder
 
 PART_BYTES = 64_000_000  # of text
@@ -25,7 +25,7 @@ VALUES, ABOUT = "values.parquet", "about.json"
 Log = Callable[[str], object]
 
 
-def downloaded(source: str, field: str, split: sources.Split, count: int | None, work: Path, log: Log) -> str:
+def downloaded(source: str, field: str | None, split: sources.Split, count: int | None, work: Path, log: Log) -> str:
     """The source to read in place of `source`: itself, or the parquet files that it was downloaded into.
 
     Args:
@@ -64,8 +64,10 @@ def _part(target: Path, number: int) -> Path:
     return target / f"part-{number:05d}"
 
 
-def _download(rest: str, field: str, split: sources.Split, count: int | None, target: Path, parts: list[dict[str, Any]],
-              log: Log) -> None:  # fmt: skip
+def _download(
+    rest: str, field: str | None, split: sources.Split, count: int | None, target: Path, parts: list[dict[str, Any]],
+    log: Log,
+) -> None:  # fmt: skip
     if parts:
         log(f"hub:{rest}: going on after {_sum(parts, 'rows'):,} rows")
     tries = 0
@@ -134,7 +136,7 @@ def _is_of_disk(error: Exception) -> bool:
 
 
 def _parts(
-    rest: str, field: str, split: sources.Split, count: int | None, parts: list[dict[str, Any]]
+    rest: str, field: str | None, split: sources.Split, count: int | None, parts: list[dict[str, Any]]
 ) -> Iterator[tuple[list[Any], Any, bool]]:
     """(values of `field`, position behind them, whether they are the last) of each part that is not there yet."""
     stream = sources.open_hub(rest, field, split)
@@ -143,7 +145,7 @@ def _parts(
     values: list[Any] = []
     size, texts = 0, _sum(parts, "texts")
     for row in stream:
-        value = row.get(field)
+        value = _value_of(row, field)
         values.append(value)
         size += len(value) if isinstance(value, str | bytes) else 8
         texts += _is_text(value)
@@ -156,7 +158,15 @@ def _parts(
     yield values, stream.state_dict(), True
 
 
-def _write_part(path: Path, field: str, values: list[Any], position: Any, last: bool) -> dict[str, Any]:
+def _value_of(row: dict[str, Any], field: str | None) -> Any:
+    """What is kept of a row: the field, or of a conversation all columns that hold one, as JSON."""
+    if field is not None:
+        return row.get(field)
+    kept = {name: row[name] for name in conversations.COLUMNS if name in row}
+    return json.dumps(kept, ensure_ascii=False, default=repr)
+
+
+def _write_part(path: Path, field: str | None, values: list[Any], position: Any, last: bool) -> dict[str, Any]:
     """Write one part, with every value that is no text as sources.NO_TEXT says; returns what is to be known of it."""
     import pyarrow
     import pyarrow.parquet
@@ -165,7 +175,7 @@ def _write_part(path: Path, field: str, values: list[Any], position: Any, last: 
     others = [None if value is None or isinstance(value, bytes) else type(value).__name__ for value in data]
     texts = [value if isinstance(value, bytes) else None for value in data]
     table = pyarrow.table({
-        field: pyarrow.array(texts, type=pyarrow.large_binary()),
+        field or sources.ROW: pyarrow.array(texts, type=pyarrow.large_binary()),
         sources.NO_TEXT: pyarrow.array(others, type=pyarrow.string()),
     })  # fmt: skip
     about = {"rows": len(values), "texts": sum(map(_is_text, values)), "position": position, "last": last}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data import sources
+from data import conversations, sources
 from data.preparation import clean, filters, near_duplicates
 from data.preparation.contamination import Questions
 from data.preparation.filters import FilterSection
@@ -38,7 +38,7 @@ T = TypeVar("T")
 class Rules:
     """What is asked of each row."""
 
-    field: str
+    field: str | None  # None: conversations
     min_characters: int
     filters: FilterSection
     near_duplicates: bool  # whether their hashes are wanted
@@ -90,9 +90,10 @@ def _judged(piece: sources.Piece, rules: Rules) -> Iterator[dict[str, Any]]:
         if isinstance(row, sources.BadRow):
             yield {"line": row.line, "fault": row.reason, "malformed": True, "count": row.count, "detail": row.detail}
             continue
-        text = clean.normalise(row)
-        fault = "too_short" if len(text) < rules.min_characters else filters.fault(text, rules.filters)
-        if fault is None and questions is not None and (name := questions.held_by(text)):
+        text = row if rules.field is None else clean.normalise(row)
+        said = conversations.contents_of(text)
+        fault = "too_short" if len(said) < rules.min_characters else filters.fault(said, rules.filters)
+        if fault is None and questions is not None and (name := questions.held_by(said)):
             fault = f"in_evaluation_{name}"
         found = {"fault": fault, "malformed": False, "count": 1}
         yield found if fault else {**found, "text": text, "key": clean.key_of(text)}
@@ -121,7 +122,7 @@ def _with_hashes(rows: list[dict[str, Any]], rules: Rules) -> "pyarrow.RecordBat
     import pyarrow
 
     kept = [row for row in rows if row.get("text") is not None] if rules.near_duplicates else []
-    sets = near_duplicates.shingles([row["text"] for row in kept]) if kept else []
+    sets = near_duplicates.shingles([conversations.contents_of(row["text"]) for row in kept]) if kept else []
     for row, bands, shingles in zip(kept, near_duplicates.bands(sets), sets, strict=True):
         row["bands"], row["shingles"] = bands, shingles
     return pyarrow.RecordBatch.from_pylist(rows, schema=schema())

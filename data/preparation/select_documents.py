@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import sources
+from data import conversations, sources
 from data.preparation import clean, near_duplicates, read_pieces
 from data.settings import DataSection, SourceSection
 
@@ -171,9 +171,11 @@ class Selection:
         """Why a document does not stay, because of others; else None, and it is remembered."""
         part, parts = self.source.part_numbers
         key = row["key"]
-        if split == "train" and parts > 1 and clean.part_of(row["text"], parts) != part:
+        if split == "train" and parts > 1 and clean.part_of(conversations.question_of(row["text"]), parts) != part:
             return "other_part"
         held_out = split == "valid"
+        if self._own and self.source.conversations and self._asks_what_is_held_out(row["text"], held_out):
+            return "in_validation"
         if not self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, held_out)).rowcount:
             there = self._database.execute("SELECT held_out FROM keys WHERE key = ?", (key,)).fetchone()[0]
             return "in_validation" if there and not held_out else "duplicate"
@@ -181,10 +183,20 @@ class Selection:
             return "near_duplicate"
         return None
 
+    def _asks_what_is_held_out(self, text: str, held_out: bool) -> bool:
+        """Whether a training conversation asks what one of those in validation asks, however it is answered."""
+        key = clean.key_of(f"asked: {conversations.question_of(text)}")
+        if held_out:
+            self._database.execute("INSERT OR IGNORE INTO keys VALUES (?, 1)", (key,))
+            return False
+        return self._database.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
+
     def _side(self, text: str, split: sources.Split) -> int:
         if split == "valid":
             return VALID
-        by_hash = not self._own and clean.split_of(text, self.data.valid_fraction) == "valid"
+        by_hash = not self._own and clean.split_of(
+            conversations.question_of(text), self.data.valid_fraction
+        ) == "valid"
         return VALID if by_hash else TRAIN
 
     def _quarantine(self, number: int, row: dict[str, Any]) -> None:

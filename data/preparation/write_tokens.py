@@ -7,15 +7,21 @@ import functools
 import json
 from pathlib import Path
 
-from data import shards
+from data import conversations, shards
 from data.preparation.read_pieces import batches
 from data.preparation.select_documents import kept
 from storage import folder
 from tokenizer import Tokenizer
+from tokenizer.conversations import ChatFormat
 
 
-def write_tokens(table: Path, answers: bytes, tokenizer: Path, path: Path) -> None:
-    """Write the documents of a table that stay as one shard a side to the folder `path`, unless that is done."""
+def write_tokens(table: Path, answers: bytes, tokenizer: Path, masked: bool, path: Path) -> None:
+    """Write the documents of a table that stay as one shard a side to the folder `path`, unless that is done.
+
+    Args:
+        answers: what became of each row (select_documents.py).
+        masked: the documents are conversations.
+    """
     if path.exists():
         if not folder.verify(path):
             return
@@ -23,14 +29,38 @@ def write_tokens(table: Path, answers: bytes, tokenizer: Path, path: Path) -> No
     encoder = _tokenizer(tokenizer)
     dtype = shards.token_dtype(encoder.vocab_size)
     with folder.write(path) as temporary:
-        writers = {split: shards.SplitWriter(temporary, split, dtype, encoder.end_of_text) for split in shards.SPLITS}
+        writers = {split: shards.SplitWriter(temporary, split, dtype, encoder.end_of_text, masked)
+                   for split in shards.SPLITS}  # fmt: skip
+        refused = 0
         for batch in batches(kept(table, answers), lambda document: document[1]):
+            if masked:
+                refused += _write_conversations(batch, tokenizer, writers)
+                continue
             for (side, text), tokens in zip(batch, encoder.encode_batch([text for _, text in batch]), strict=True):
                 writers[side].write(text, tokens)
         counts = {split: writer.close() for split, writer in writers.items()}
-        (temporary / shards.DESCRIPTION).write_text(json.dumps({"splits": counts}), encoding="utf-8")
+        about = {"splits": counts, "refused": refused}
+        (temporary / shards.DESCRIPTION).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _write_conversations(batch: list[tuple[str, str]], tokenizer: Path, writers: dict[str, shards.SplitWriter]) -> int:
+    """Write (side, conversation) of each; returns how many have roles for which the chat template has no form."""
+    chat = _chat_format(tokenizer)
+    told = [(side, text, conversations.messages_of(text)) for side, text in batch]
+    taken = [part for part in told if chat.accepts([message["role"] for message in part[2]]) is None]
+    encoded = chat.encode_batch([messages for _, _, messages in taken])
+    for (side, text, messages), (tokens, mask) in zip(taken, encoded, strict=True):
+        said = "".join(message["content"] for message in messages)
+        answers = "".join(conversations.answers_of(text))
+        writers[side].write_conversation(said, tokens, mask, answers)
+    return len(told) - len(taken)
 
 
 @functools.cache
 def _tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.load(path)
+
+
+@functools.cache
+def _chat_format(path: Path) -> ChatFormat:
+    return ChatFormat(_tokenizer(path))

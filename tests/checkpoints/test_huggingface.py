@@ -1,13 +1,17 @@
 """Stock Hugging Face folders: our logits equal theirs, and what our model does not compute is refused by name."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from checkpoints import CheckpointError, huggingface, load_model, read_model
+from checkpoints import CheckpointError, huggingface, load_model, read_model, stop_ids, text_start
 from models import build_model
+from models.inference import for_decoding
 from tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -225,3 +229,73 @@ def test_the_recipe_takes_smollm2s_shape(folder):
     recipe = validate(RunConfig, read("configs/smollm-135m.yaml")).model.config(49152, 2048)
     assert theirs.identity() == recipe.identity()
     assert build_model(recipe, device="meta").config.parameters()["total"] == 134_515_008
+
+
+class Made(TorchDispatchMode):
+    """Counts the elements of each type of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = Counter()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        out = operation(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                self.elements[tensor.dtype] += tensor.numel()
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Qwen3", "Llama, untied", "GPT-2"])
+def test_weights_are_read_straight_in_bf16(folder, name):
+    """No matrix is ever fp32, norms are, and what decodes is bit for bit what had been loaded in fp32."""
+    theirs, path = folder(name)
+    theirs.bfloat16().save_pretrained(path)
+    with Made() as made:
+        model, _, config = load_model(path, dtype=torch.bfloat16, context=64)
+    norms = {key: tensor.dtype for key, tensor in model.named_parameters() if "norm" in key}
+    others = {tensor.dtype for key, tensor in model.named_parameters() if "norm" not in key}
+    assert set(norms.values()) == {torch.float32} and others == {torch.bfloat16}
+    tables = sum(tensor.numel() for tensor in model.buffers())
+    assert made.elements[torch.float32] < 10 * tables + 10 * config.vectors < config.parameters()["total"]
+    ids = torch.randint(97, (2, 60), generator=torch.Generator().manual_seed(1))
+    for weights in ("bf16", "int8"):
+        straight, usual = load_model(path, dtype=torch.bfloat16)[0], load_model(path)[0]
+        found, expected = for_decoding(straight, weights)(ids), for_decoding(usual, weights)(ids)
+        assert torch.equal(found, expected) if weights == "bf16" else torch.allclose(found, expected, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Qwen3", "GPT-2"])
+def test_a_shorter_context_costs_less_and_changes_nothing_within_it(folder, name):
+    _, path = folder(name)
+    whole, _, config = load_model(path)
+    short, _, bounded = load_model(path, context=40)
+    assert (config.context, bounded.context, load_model(path, context=1000)[2].context) == (128, 40, 128)
+    assert [cache.capacity for cache in short.new_state(1).caches] == [40] * 3
+    ids = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(short(ids), whole(ids))
+    sizes = [sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()]) for model in (short, whole)]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(ValueError, match="context of 40"):
+        short(torch.zeros(1, 41, dtype=torch.int64))
+
+
+def test_where_texts_begin_and_end(folder):
+    _, path = folder("Qwen3")
+    tokenizer = Tokenizer.load(path)
+    assert text_start(path, tokenizer) == [] and text_start("runs/x", tokenizer) == [tokenizer.end_of_text]
+    (path / "generation_config.json").unlink()
+    config = json.loads((path / "config.json").read_text())
+    for file, named, expected in (
+        ("config.json", None, [0]), ("config.json", 7, [0, 7]), ("generation_config.json", [9, 5, 5000], [0, 5, 9]),
+        ("generation_config.json", None, [0, 7]),
+    ):  # fmt: skip
+        (path / file).write_text(json.dumps(config | {"eos_token_id": named}))
+        assert stop_ids(path, tokenizer) == expected
+    assert stop_ids("runs/x", tokenizer) == [0]
+    for text in ('{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}', "[]", "{"):
+        (path / "generation_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="generation_config.json"):
+            stop_ids(path, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = """#!/bin/sh
 echo "$(basename "$0") $*" >> calls
 case "$*" in
-    "-m venv --clear .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/accelerate ;;
+    "-m venv --clear .venv"*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && cp "$0" "$4/bin/accelerate" ;;
     *device_count*) echo --num_processes 1 ;;
     *"$FAIL"*) [ -z "$FAIL" ] || exit 1 ;;
 esac
@@ -29,7 +30,7 @@ def make(tmp_path, run):
     """make(goal, *arguments, **environment) in a copy of the Makefile's surroundings: (finished process, its calls)."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-teacher.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / "python3"
     python.write_text(PYTHON, encoding="utf-8")
@@ -101,10 +102,35 @@ def test_bench_lists_benchmarks_or_runs_one(make):
     assert make("bench", "NAME=speed", "ARGS=--json x")[1][-1] == "python -m benchmarks.speed --json x"
 
 
+def test_the_teacher_gets_an_environment_of_its_own_once(make):
+    venv = "python3 -m venv --clear .venv-teacher"
+    install = "python -m pip install --requirement requirements-teacher.txt"
+    assert make("teacher", FAIL="teacher.txt")[1] == [venv, install]
+    assert make("teacher")[1] == [install]
+    assert make("teacher")[1] == []
+    assert make("setup")[1] == ["python3 -m venv --clear .venv", *INSTALLS]
+    with (make.folder / "requirements-teacher.txt").open("a", encoding="utf-8") as file:
+        file.write("another\n")
+    assert make("setup")[1] == []
+    assert make("teacher")[1] == [install]
+
+
+@pytest.mark.campaign
+def test_what_the_teacher_needs_resolves(run, tmp_path):
+    """Some two minutes: the registry's metadata, and wheels where it has none."""
+    assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
+    python = tmp_path / "venv" / "bin" / "python"
+    result = run(python, "-m", "pip", "install", "--dry-run", "--requirement", ROOT / "requirements-teacher.txt",
+                 timeout=1200)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (pin,) = re.findall(r"^vllm==(\S+)", (ROOT / "requirements-teacher.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f" vllm-{pin}" in result.stdout.splitlines()[-1]
+
+
 def test_help_is_the_default_and_names_every_target(make):
     result, calls = make()
     assert calls == []
-    for target in ("setup", "train", "test", "lint", "bench", "campaign"):
+    for target in ("setup", "train", "test", "lint", "bench", "campaign", "teacher"):
         assert f"make {target} " in result.stdout
 
 

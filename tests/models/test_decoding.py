@@ -1,13 +1,14 @@
 """Decoding: the cache against the full forward pass, the sampling filters against their definitions, generation."""
 
 import math
+import random
 
 import pytest
 import torch
 
-from models import ModelConfig
+from models import ModelConfig, decoding
 from models.compilation import compile_steps
-from models.decoding import filter_logits, generate, prefill
+from models.decoding import draw, filter_logits, generate, prefill
 from models.inference import for_decoding
 from models.sampling import Sampling
 
@@ -170,6 +171,29 @@ def test_weights_in_bfloat16_decode_as_in_the_full_pass(small):
     assert (found - expected).float().abs().mean() < 0.05 * expected.float().std()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [None, [11, 0, 3, 29, 0]])
+def test_sequences_that_are_left_out_take_nothing_with_them(small, padding):
+    """Before the window is full and after, in another order than they had, the padded ones gone or not."""
+    input_ids = tokens(SMALL, 60, batch=5)
+    padding = None if padding is None else torch.tensor(padding)
+    expected = steps(small, input_ids, small.new_state(5, padding), [30])
+    for rows in ([3, 0], [4, 1]):
+        state = small.new_state(5, padding)
+        steps(small, input_ids[:, :33], state, [30])
+        state.keep(torch.tensor(rows))
+        assert_same_logits(steps(small, input_ids[rows, 33:], state, [9]), expected[rows, 33:])
+        assert {len(cache.keys) for cache in state.caches} == {2}
+
+
+@torch.no_grad()
+def test_a_state_for_few_tokens_is_small_and_takes_them(small):
+    input_ids = tokens(SMALL, 20)
+    state = small.new_state(1, length=20)
+    assert [cache.capacity for cache in state.caches] == [8, 8, 20, 8]
+    assert_same_logits(steps(small, input_ids, state, [5]), small(input_ids))
+
+
 # The filters
 
 
@@ -220,6 +244,27 @@ def test_filters_keep_what_their_definitions_keep(sampling):
         found = row.softmax(dim=-1)
         for token, share in expected.items():
             assert float(found[token]) == pytest.approx(share, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling", [*FILTERS, GREEDY, Sampling(temperature=0.9, top_k=9, top_p=0.9, repetition_penalty=1.4)], ids=str
+)
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(sampling):
+    """Of what the filters keep, in the order of the vocabulary, token by token; the same whatever stands in a batch."""
+    generator = torch.Generator().manual_seed(2)
+    logits = 3 * torch.randn(40, 61, generator=generator)
+    seen = torch.rand(40, 61, generator=generator) < 0.3
+    numbers = torch.rand(40, generator=generator, dtype=torch.float64)
+    numbers[0], numbers[1] = 0.0, 1 - 2**-30
+    found = draw(logits, sampling, numbers, seen)
+    filtered = filter_logits(logits, sampling, seen)
+    for row, number in enumerate(numbers.tolist()):
+        shares, reached, token = filtered[row].softmax(dim=-1).double().tolist(), 0.0, -1
+        while reached <= number * sum(shares):
+            token += 1
+            reached += shares[token]
+        assert int(found[row]) == (token if sampling.temperature else int(filtered[row].argmax()))
+        assert torch.equal(draw(logits[row, None], sampling, numbers[row, None], seen[row, None]), found[row, None])
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3, 0.8])
@@ -326,6 +371,63 @@ def test_a_seed_gives_one_text_and_another_seed_another(small):
     texts = [generate(small, [[1, 2, 3]], 25, sampling=Sampling(seed=seed))[0] for seed in (7, 8, 7)]
     assert texts[0] == texts[2] != texts[1]
     assert torch.equal(torch.rand(3), expected_draw), "generation drew from the global generator"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=1.0), Sampling(temperature=0.7, top_k=20, top_p=0.8),
+     Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.2)], ids=str,
+)  # fmt: skip
+def test_a_key_has_one_text_whatever_batch_it_is_in(awake, monkeypatch, sampling):
+    """In float64, where rounding cannot turn a draw: alone, by 7, all 64 together, and in another order; prompts of
+    several lengths, ends that come early and late, sequences dropped on the way, ends looked for now and then."""
+    model = awake(SMALL).double()
+    keys = [(tokens(SMALL, 1 + 5 * n % 23, seed=n)[0].tolist(), (2**61 - 1) * n % 2**63) for n in range(64)]
+
+    def texts(keys, size, new=30):
+        found = []
+        for first in range(0, len(keys), size):
+            prompts, seeds = zip(*keys[first : first + size], strict=True)
+            found += generate(model, prompts, new, (7, 11, 13), sampling, seeds=seeds)
+        return found
+
+    expected = texts(keys, 64)
+    assert len({len(text) for text in expected}) > 10 and max(map(len, expected)) == 30
+    assert texts(keys, 7) == expected
+    assert texts(keys[:16], 1) == expected[:16]
+    order = random.Random(0).sample(range(64), 64)
+    monkeypatch.setitem(decoding.READ_EVERY, "cpu", 5)
+    assert texts([keys[place] for place in order], 64) == [expected[place] for place in order]
+    monkeypatch.setattr(decoding, "STILL_RUNNING", 0)
+    assert texts(keys, 64, 11) == [text[:11] for text in expected]
+
+
+def test_seeds_are_whole_and_one_a_prompt(small):
+    """They differ where only their upper halves do, and the default ones are consecutive."""
+    sampling = Sampling(temperature=1.0, seed=-3)
+    upper = generate(small, [[1, 2]] * 3, 25, sampling=sampling, seeds=[5, 5 + 2**32, 5 + 2**62])
+    assert len({tuple(text) for text in upper}) == 3
+    named = generate(small, [[1, 2]] * 3, 25, sampling=sampling, seeds=[-3, -2, -1])
+    assert generate(small, [[1, 2]] * 3, 25, sampling=sampling) == named
+    with pytest.raises(ValueError, match="2 seeds for 3 prompts"):
+        generate(small, [[1]] * 3, 5, seeds=[1, 2])
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_sequences_that_have_ended_leave_the_batch(small, monkeypatch, every):
+    """Once a quarter of it has; those at their context's end too, and nobody is asked beyond the last one's end."""
+    monkeypatch.setitem(decoding.READ_EVERY, "cpu", every)
+    prompts = [tokens(SMALL, length, seed=length)[0].tolist() for length in (90, 92, 5, 70, 93, 94, 3, 88)]
+    expected = [greedy_by_full_passes(small, prompt, 96 - len(prompt)) for prompt in prompts]
+    stop = expected[6][40]
+    expected = [text[: text.index(stop)] if stop in text else text for text in expected]
+    sizes = []
+    step = small.step
+    small.step = lambda input_ids, state: sizes.append(len(input_ids)) or step(input_ids, state)
+    assert generate(small, prompts, 1000, [stop], GREEDY) == expected
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 8 and sizes[-1] <= 2
+    longest = max(map(len, expected))
+    assert len(sizes) <= longest + every
 
 
 def test_drawn_tokens_have_the_models_probabilities(small):
