@@ -82,8 +82,8 @@ class _Traces:
         self.evaluation_only = bool(content.get("evaluation_only"))
         self.shown = [question for question, *_ in content.get("prompt", {}).get("examples", [])]
         self.id = f"{self.job.get('name')}-{self.job.get('fingerprint')}"
-        self.source = _public(str(self.job.get("source", report.UNKNOWN)))
-        self.teacher = _public(str(content.get("teacher", {}).get("model", report.UNKNOWN)))
+        self.source = str(self.job.get("source", report.UNKNOWN)).removeprefix("hub:")
+        self.teacher = _teacher(content.get("teacher", {}))
         self.licenses = (licenses.teacher or report.license_of(self.teacher),
                          licenses.problems or report.license_of(self.source))  # fmt: skip
         self.chunks = traces.chunks(path)
@@ -236,12 +236,12 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _public(name: str) -> str:
-    """A model or a source without the paths of this machine."""
-    plain = name.removeprefix("hub:")
-    if plain[:1] in ("/", ".", "~") or plain.count("/") > 2 or Path(plain).exists():
-        return Path(plain).name
-    return plain
+def _teacher(about: dict[str, Any]) -> str:
+    """The name of a model, without the paths of this machine."""
+    if "model" not in about:
+        return f"a local model ({about.get('digest', report.UNKNOWN)[:12]})"
+    name = about["model"].removeprefix("hub:")
+    return Path(name).name if name[:1] in ("/", ".", "~") or name.count("/") > 1 or Path(name).exists() else name
 
 
 def table(about: dict[str, Any]) -> str:
@@ -280,7 +280,10 @@ def _exams(texts: list[str]) -> dict[str, Exam]:
                                 "gsm8k=jsonl:gsm8k/test.jsonl:question")  # fmt: skip
         if name in found:
             raise WrongArgument(f"--evaluation-set {text}: the name {name} is taken: give it another")
-        if remedy := sources.fault(match["source"]):
+        remedy = sources.fault(match["source"])
+        if match["source"].startswith("embedded:"):
+            remedy = "leave it out: an embedded corpus keeps its own validation problems apart"
+        if remedy:
             raise WrongArgument(f"--evaluation-set {text}: {remedy}")
         found[name] = Exam(match["source"], match["field"] or "question")
     return found

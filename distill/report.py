@@ -77,8 +77,9 @@ def markdown(about: Mapping[str, Any]) -> str:
         lines += ["**For evaluation only: these are test problems. Never train on them.**", ""]
     problems = about["problems"]
     if about["task"] == "solve":
-        lines += [f"The teacher was right in {_share(about['right'], rows)} of its answers. {problems['kept']:,} of "
-                  f"{problems['all']:,} problems have a solution here, {problems['unsolved']:,} never had a right one."]  # fmt: skip
+        lines += [f"The teacher was right in {_share(about['right'], rows)} of its answers. Of "
+                  f"{problems['all']:,} problems {problems['kept']:,} have a solution here and "
+                  f"{problems['unsolved']:,} were never solved."]  # fmt: skip
     else:
         lines += [f"{_share(kept, rows)} of what the teacher wrote are new questions; it was shown "
                   f"{problems['all']:,} problems."]  # fmt: skip
@@ -144,8 +145,8 @@ def card(about: Mapping[str, Any], with_all: bool) -> str:
     if with_all:
         configs += ["- config_name: all", "  data_files:", f"  - split: {split}", f"    path: all/{split}-*"]
     if about["task"] == "solve":
-        what = (f"{kept:,} solutions of word problems, written by a larger model and kept because their answers are "
-                "right and nothing else is wrong with them.")  # fmt: skip
+        what = (f"{kept:,} solutions of word problems, written by a larger model. Their last lines give the right "
+                "answer, or the majority's where no right one was known; the steps before it were not checked.")  # fmt: skip
         columns = ("`prompt` and `completion` (lists of `{role, content}`), `id` of the problem, `answer`, `source`, "
                    "`teacher`, `tokens` (the teacher's)")  # fmt: skip
     else:

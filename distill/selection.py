@@ -33,6 +33,7 @@ from data.preparation import clean, near_duplicates
 from data.preparation.contamination import Questions, masked_words
 from data.preparation.words import words_of
 from distill import faults
+from distill.problems import number_of
 from evaluation.answers import extract_answer
 
 KEPT = "kept"
@@ -141,7 +142,7 @@ def _gold(row: Mapping[str, Any]) -> Fraction | None:
     try:
         return Fraction(row["answer"])
     except (ValueError, ZeroDivisionError):
-        found = extract_answer(row["answer"]) or extract_answer(f"#### {row['answer']}")
+        found = number_of(row["answer"])
         if found is None:
             raise ValueError(f"the answer {row['answer']!r} of problem {row['id']} is no number") from None
         return found
