@@ -111,8 +111,9 @@ def _script_of(letter: str) -> str:
 
 
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
-_OPERAND = rf"\(*-?{_NUMBER}%?\)*"
-_EQUATION = re.compile(rf"{_OPERAND}(?:[-+*/]{_OPERAND})+=-?{_NUMBER}")
+_OPERAND = r"\(*+-?(?:\d++(?:\.\d++)?+|\.\d++)%?\)*+"
+# Begins at no place inside what could be an equation, and gives nothing back: the time grows with the text, not faster.
+_EQUATION = re.compile(rf"(?<![\d.(])(?<![\d)%][-+*/]){_OPERAND}(?:[-+*/]{_OPERAND})++=-?{_NUMBER}")
 _TO_PLAIN = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # GSM8K's notes for a calculator, beside what they repeat
     (re.compile(r"^[ \t]*(?:[-*•][ \t]+|\d+[.)][ \t]+)", re.MULTILINE), ""),  # list marks
@@ -146,6 +147,8 @@ def equations(text: str) -> tuple[str, ...]:
 
 
 def _exact(equation: str) -> str:
-    """48.0 + .5 = 48.50 -> 48+1/2=97/2; brackets around one number go."""
+    """48.0 + .5 = 48.50 -> 48+1/2=97/2; brackets around one number go, and one that only opens."""
+    while equation.startswith("(") and equation.count("(") > equation.count(")"):
+        equation = equation[1:]
     tight = re.sub(rf"\((-?{_NUMBER}%?)\)", r"\1", equation)
     return re.sub(_NUMBER, lambda match: str(Fraction(match[0])), tight)

@@ -146,7 +146,7 @@ def card(about: Mapping[str, Any], with_all: bool) -> str:
         configs += ["- config_name: all", "  data_files:", f"  - split: {split}", f"    path: all/{split}-*"]
     if about["task"] == "solve":
         what = (f"{kept:,} solutions of word problems, written by a larger model. Their last lines give the right "
-                "answer, or the majority's where no right one was known; the steps before it were not checked.")  # fmt: skip
+                "answer, or the majority's where no right one was known; the steps were not checked.")  # fmt: skip
         columns = ("`prompt` and `completion` (lists of `{role, content}`), `id` of the problem, `answer`, `source`, "
                    "`teacher`, `tokens` (the teacher's)")  # fmt: skip
     else:

@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,7 @@ def test_scripts(question, text, foreign):
         ("$1,200 × 0.50 = **$600.00**", "1200 * .5 = 600"),
         ("12 x 2 = 24 pages of a 120-page book,\n120 - 12\n= 108", "12*2=24; 120 − 12 = 108"),
         ("60 miles/hour * 2 hours = 120 miles", "60 * 2 = 120"),
+        ("In all (that is, 48 + 24 = 72), twice: (48 + 24) * 2 = 144", "48 + 24 = 72; (48 + 24) * 2 = 144"),
     ],
 )
 def test_equations_are_written_one_way(one, other):
@@ -449,6 +451,18 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert [entry.name for entry in (tmp_path / "made").iterdir()] == [".lock"]
 
 
+def test_an_interruption_leaves_nothing(tmp_path, capsys, monkeypatch):
+    path = job(tmp_path / "gsm8k", [trace()])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "_solution", interrupt)  # in the middle of writing
+    assert call(path, "--out", "x", "--folder", tmp_path / "made") == 75
+    assert capsys.readouterr().err.startswith("interrupted: ")
+    assert [entry.name for entry in (tmp_path / "made").iterdir()] == [".lock"]
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     rows = [trace(f"{number} + 1 = {number + 1}\n#### 72", question=f"{number} {QUESTION}") for number in range(300)]
     path = job(tmp_path / "gsm8k", rows, chunk=300)
@@ -458,3 +472,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1 and "make room" in done.stderr
     assert [entry.name for entry in (tmp_path / "made").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" * 20_000, "1+" * 10_000, "(" * 20_000, "<|" * 9000, " \n" * 9000, "\\frac{" * 3000, "ignore the " * 3000],
+)
+def test_no_text_takes_long(text):
+    """What a teacher says is anything: the time grows with the text, not with its square."""
+    began = time.process_time()
+    choose_solutions([trace(f"{text}\n#### 72")], Options(), NOBODY)
+    assert time.process_time() - began < 1
