@@ -12,6 +12,7 @@ from distill import problems, traces
 from distill.prompts import Prompts
 from distill.settings import ProblemsSection, PromptSection
 from evaluation.answers import extract_answer
+from settings import ConfigError
 
 
 def _write(path, rows):
@@ -117,7 +118,7 @@ def test_example_turns_are_other_problems_with_cleaned_solutions(tmp_path, rows)
         assert problem.question not in [turn["content"] for turn in turns]
         assert all("<<" not in turn["content"] for turn in turns)
         assert all(extract_answer(turn["content"]) is not None for turn in turns[1::2])
-    with pytest.raises(ValueError, match="prompt.examples: use 1"):
+    with pytest.raises(ConfigError, match="prompt.examples: use 1"):
         Prompts(PromptSection(examples=2), found[:2])
 
 
