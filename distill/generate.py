@@ -58,18 +58,16 @@ def main(arguments: list[str] | None = None) -> int:
     first_says: Say = say if rank == 0 else lambda text: None  # what every process would say alike
     try:
         config = settings.load(DistillConfig, options.config, options.overrides)
+        return run(config, options.part, options.preview, rank, processes, say, first_says)
     except settings.ConfigError as error:
         if rank == 0:
             print(error, file=sys.stderr)
-        return settings.EXIT_CODE
-    try:
-        return run(config, options.part, options.preview, rank, processes, say, first_says)
+        return 2
     except (SourceError, TeacherError, traces.TraceError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"stopped: {error}. Make room in {config.job.folder}, or make it writable; the same command then goes on",
-              file=sys.stderr)  # fmt: skip
+        print(f"stopped: {error}. Make room, or make it writable; the same command then goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(interruption.MESSAGE, file=sys.stderr)
@@ -82,16 +80,13 @@ def run(
     """Make the part's chunks, or those of a preview, together with the other processes; returns the exit code.
 
     Raises:
+        ConfigError: there are too few problems for the prompt.
         SourceError, TeacherError, OSError: it cannot be done now; what is written stays.
     """
     found = problems.read(config.problems_, first_says)
     teacher = open_teacher(config.teacher, say=say)
     try:
-        try:
-            job = Job(config, found, teacher.about())
-        except ValueError as error:
-            print(f"the config has 1 problem:\n  {error}", file=sys.stderr)
-            return settings.EXIT_CODE
+        job = Job(config, found, teacher.about())
         job.open(say)
         numbers = part_of(range(len(job.chunks)), part)
         first_says(_greeting(job, found.left_out, numbers))
@@ -99,7 +94,7 @@ def run(
         worker = _Worker(config, job, teacher, wanted, processes, first_says)
         job.complete(wanted, rank * len(wanted) // processes, worker.make, say)
         if rank == 0:
-            say(worker.preview(numbers) if preview else worker.line(last=True))
+            say(worker.preview(numbers) if preview and wanted else worker.line(last=True))
             say(f"traces: {job.path}")
         return 0
     finally:

@@ -75,7 +75,7 @@ class Job:
             teacher: what it says `about` itself.
 
         Raises:
-            ValueError: there are too few problems for the prompt; the message is the remedy.
+            ConfigError: there are too few problems for the prompt.
         """
         self.prompts = Prompts(config.prompt, problems.problems)
         self.evaluation_only = config.problems_.evaluation_only

@@ -123,36 +123,11 @@ def _rows(section: ProblemsSection, left_out: collections.Counter[str], say: Say
             f"({first.reason}: {first.detail}): mend them, or name the column in problems.question")  # fmt: skip
 
 
-def _columns(source: str, fields: list[str], split: str) -> Iterator[tuple[str | sources.BadRow | None, ...]]:
+def _columns(source: str, fields: list[str], split: sources.Split) -> Iterator[tuple[str | sources.BadRow | None, ...]]:
     """The values of `fields` row by row, with bad rows in their places."""
-    kind, rest = sources.parse(source)
-    if kind == "hub" and split == "test":
-        return _test_columns(rest, fields)
-    # Files are read once for each field: in the same order, with one item a row.
+    # The source is read once for each field: in the same order, with one item a row.
     first, *others = (sources.documents(source, field, split) for field in fields)
     return zip(first, *(itertools.chain(other, itertools.repeat(None)) for other in others), strict=False)
-
-
-def _test_columns(rest: str, fields: list[str]) -> Iterator[tuple[str | sources.BadRow, ...]]:
-    """Of the test side of a data set, which `data.sources` never reads."""
-    import datasets
-
-    folder = Path(rest).expanduser()
-    owner, _, config = (str(folder), "", "") if folder.is_dir() else _hub_name(rest)
-    try:
-        for number, row in enumerate(datasets.load_dataset(owner, config or None, split="test", streaming=True), 1):
-            yield tuple(
-                value if isinstance(value := row.get(field), str)
-                else sources.BadRow("not_text", f"hub:{rest}", number, f"{field!r} is {value!r}, not text")
-                for field in fields
-            )  # fmt: skip
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise sources.SourceError(f"hub:{rest} cannot be read: {error}") from error
-
-
-def _hub_name(rest: str) -> tuple[str, str, str]:
-    owner, name, *config = rest.split("/")
-    return f"{owner}/{name}", "/", config[0] if config else ""
 
 
 def _written(source: str, left_out: collections.Counter[str]) -> Iterator[tuple[str, None]]:

@@ -12,6 +12,7 @@ from typing import Any
 from distill.problems import WordProblem
 from distill.settings import PromptSection
 from evaluation.answers import extract_answer
+from settings import ConfigError, Problem
 from tokenizer.conversations import Message
 
 WRITE = (
@@ -27,7 +28,7 @@ class Prompts:
     """The requests of one job.
 
     Raises:
-        ValueError: there are too few problems for what the config asks for; the message is the remedy.
+        ConfigError: there are too few problems for what the config asks for.
     """
 
     def __init__(self, section: PromptSection, problems: Sequence[WordProblem]):
@@ -35,7 +36,8 @@ class Prompts:
         # one more than are shown: an example is not its own
         self._examples = _examples(problems, section.examples + 1) if section.examples else []
         if section.task == "write" and len(problems) < section.shown:
-            raise ValueError(f"prompt.shown: use at most {len(problems)}, there are no more problems")
+            remedy = f"use at most {len(problems)}, there are no more problems"
+            raise ConfigError([Problem("prompt.shown", section.shown, remedy)])
 
     def about(self) -> dict[str, Any]:
         """All that decides the requests, but for the problems."""
@@ -73,8 +75,8 @@ def _examples(problems: Sequence[WordProblem], count: int) -> list[WordProblem]:
     found = [example for example, _ in zip(fit, range(count), strict=False)]
     if len(found) < count:
         lines = f"{EXAMPLE_LINES.start} to {EXAMPLE_LINES.stop - 1} lines"
-        raise ValueError(f"prompt.examples: use {max(0, len(found) - 1)}: that many problems and one more have "
-                         f"solutions of {lines} that end with #### N")  # fmt: skip
+        fit = f"{len(found)} problems have solutions of {lines} that end with #### N, and none is its own example"
+        raise ConfigError([Problem("prompt.examples", count - 1, f"use {max(0, len(found) - 1)}: {fit}")])
     return found
 
 

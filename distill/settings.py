@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pydantic
 
 from data import sources
+from data.settings import EvaluationSet
 from models.sampling import Sampling
 from settings import Problem, Section, in_the_way, kind_of
 
@@ -38,30 +39,18 @@ class JobSection(Section):
         return found
 
 
-class ExamQuestions(Section):
-    """Questions that students will be examined with: no problem that holds one is given to the teacher."""
-
-    from_: str = pydantic.Field(alias="from")  # jsonl:, parquet:, text: or hub:
-    field: str = pydantic.Field("question", min_length=1)
-    split: Literal["train", "valid", "test"] = "test"  # of a data set; files have none
-
-    def problems(self) -> list[Problem]:
-        remedy = _fault(self.from_)
-        return [Problem("from", self.from_, remedy)] if remedy else []
-
-
 class ProblemsSection(Section):
     """Where the problems come from."""
 
     # {jsonl,parquet,text}:PATH_OR_GLOB, hub:OWNER/NAME[/CONFIG], hub:FOLDER, or traces:FOLDER of a job that wrote some
     from_: str = pydantic.Field(alias="from")
-    split: Literal["train", "valid", "test"] = "train"  # of a data set of the Hub
+    split: sources.Split = "train"  # of a data set of the Hub
     question: str = pydantic.Field("question", min_length=1)  # column
     answer: str | None = pydantic.Field("answer", min_length=1)  # column: a number, or a solution that ends "#### N"
     count: int | None = pydantic.Field(None, ge=1)  # so many of them, those of the lowest ids
     valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)  # the `dev` part, by hash of the question: left out
     evaluation_only: bool = False  # the traces are no training data, and are marked so; nothing is left out
-    evaluation_sets: dict[str, ExamQuestions] = {}
+    evaluation_sets: dict[str, EvaluationSet] = {}  # no problem that holds a question of these is asked
 
     def problems(self) -> list[Problem]:
         found = []

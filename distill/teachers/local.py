@@ -133,6 +133,8 @@ class Local:
                 self._model = checkpoints.load_model(self._path, device, context=self._context, dtype=dtype)[0]
             except CheckpointError as error:
                 raise TeacherError(f"teacher.model: {error}") from error
+            if dtype == torch.float64:
+                self._model.double()  # the norms too, which are loaded in fp32
             if device == "cpu":
                 # A sum is another one on more threads, and so would the text be with another number of processes. For
                 # the same reason it is not made `for_decoding`, which takes the products that are fastest at the time.
