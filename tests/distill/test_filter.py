@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import itertools
 import json
 import re
@@ -377,14 +378,15 @@ def test_what_goes_to_the_hub(tmp_path, capsys, monkeypatch):
 
     path = job(tmp_path / "gsm8k", [trace(), trace("#### 5")])
     out = (path, "--out", "x", "--folder", tmp_path / "made")
-    sent = []
+    sent, known = [], inspect.signature(huggingface_hub.HfApi.upload_folder).parameters
 
     class Hub:
         def create_repo(self, name, repo_type, private, exist_ok):
             sent.append((name, repo_type, private))
             return f"https://hub/{name}"
 
-        def upload_folder(self, repo_id, repo_type, folder_path, **_):
+        def upload_folder(self, repo_id, repo_type, folder_path, **other):
+            assert repo_id == "me/x" and repo_type == "dataset" and set(other) <= set(known)
             files = {str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()}
             sent.append((files, (Path(folder_path) / "README.md").read_text(), folder.verify(folder_path)))
 
@@ -483,3 +485,30 @@ def test_no_text_takes_long(text):
     began = time.process_time()
     choose_solutions([trace(f"{text}\n#### 72")], Options(), NOBODY)
     assert time.process_time() - began < 1
+
+
+def test_what_a_job_writes_is_read(job, rows, tmp_path, monkeypatch):
+    """A job of distill.generate, whose teacher knows half of the solutions: two samples a problem, the same words."""
+    from distill import generate
+    from distill.teachers import Answer
+    from distill.teachers.local import Local
+
+    solutions = {row["question"]: row["answer"] for row in rows[::2]}
+
+    def answer(self, requests, sampling, max_new_tokens):
+        asked = (request.messages[-1]["content"] for request in requests)
+        return [Answer(solutions.get(question, "Hm."), "stop", 20, 30) for question in asked]
+
+    monkeypatch.setattr(Local, "answer", answer)
+    assert generate.main(job("job.usd_per_hour=1e9")) == 0
+    (path,) = (tmp_path / "traces").glob("small-*")
+    assert call(path, "--out", "x", "--folder", tmp_path / "made") == 0
+    about = json.loads((made(tmp_path / "made") / dataset.JSON).read_text())
+    assert {reason: count for reason, count in about["reasons"].items() if count} == {
+        "no_answer": 60, "same_equations": 30, "kept": 30}  # fmt: skip
+    assert about["problems"]["unsolved"] == 30 and about["cost"]["usd"] > 0
+    (told,) = about["traces"]
+    assert told["job"] == path.name and told["chunks"] == told["planned"] and told["source"] == "local jsonl files"
+    assert generate.main(job("problems.evaluation_only=true", "job.name=exam")) == 0
+    (exam,) = (tmp_path / "traces").glob("exam-*")
+    assert call(exam, "--out", "x", "--folder", tmp_path / "made") == 2
