@@ -1,0 +1,58 @@
+"""What the tests of trace jobs share: a teacher that knows nothing and takes no time, and a job that asks it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A run's folder whose model has random weights, and our tokenizer with its chat template."""
+    import checkpoints
+    from checkpoints import checkpoint
+    from models import ModelConfig, build_model
+    from tokenizer import Tokenizer
+
+    folder = tmp_path_factory.mktemp("teacher")
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
+    tokenizer = Tokenizer.train(texts, 1024)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=32, n_heads=2,
+                        n_kv_heads=1, d_ff=64)
+    weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}
+    checkpoint.save(
+        folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
+        run_config={}, tokenizer=tokenizer
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, str]]:
+    """60 problems of many lengths, with solutions."""
+    names = ["Ann", "Bartholomew", "Mo", "Konstantina"]
+    return [
+        {"question": f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
+                     f"{number + 2} more. How many are there?",
+         "answer": f"There were {number} apples.\n{number} + {number + 2} = <<{number}+{number + 2}={2 * number + 2}>>"
+                   f"{2 * number + 2}\n#### {2 * number + 2}"}
+        for number in range(60)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path, teacher, rows) -> Callable[..., list[str]]:
+    """job(*overrides): the arguments of a small job on `rows` in this test's own folder."""
+    questions, config = tmp_path / "rows.jsonl", tmp_path / "job.yaml"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config.write_text(yaml.safe_dump({
+        "job": {"name": "small", "folder": str(tmp_path / "traces"), "samples": 2, "chunk": 8},
+        "problems": {"from": f"jsonl:{questions}", "valid_fraction": 0},
+        "sampling": {"max_new_tokens": 4, "temperature": 1.0, "top_k": 20},
+        "teacher": {"model": str(teacher), "device": "cpu"},
+    }))  # fmt: skip
+    return lambda *overrides: ["--config", str(config), *overrides]
