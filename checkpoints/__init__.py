@@ -1,7 +1,7 @@
 """What a checkpoint holds, by canonical name, the same whichever backend saved it.
 
-from checkpoints import load_model
-model, tokenizer, config = load_model("runs/x")
+    from checkpoints import load_model
+    model, tokenizer, config = load_model("runs/x")
 """
 
 from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve, take_stock

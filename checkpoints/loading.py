@@ -1,10 +1,11 @@
-"""A model from whatever holds one: a run's folder, one of its checkpoints, or a stock Hugging Face folder."""
+"""A model from whatever holds one: a run's folder, one of its checkpoints, or a stock Hugging Face model, in a folder
+or on the Hub."""
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints import checkpoint, huggingface, tensors
+from checkpoints import checkpoint, hub, huggingface, tensors
 from checkpoints.checkpoint import CheckpointError
 from models.config import ModelConfig
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from tokenizer import Tokenizer
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, only_cached: bool = False) -> Path:
     """The folder that `path` means: a Hugging Face model's, a checkpoint, or the newest verified one of a run.
+    "hub:OWNER/NAME" is downloaded, unless it is `only_cached`: where another process has just done so.
 
     Raises:
         CheckpointError: there is none, or it does not verify.
     """
+    if hub.is_name(path):
+        return hub.download(path, only_cached)
     return Path(path) if huggingface.is_folder(path) else checkpoint.resolve(path)
 
 
@@ -42,7 +46,7 @@ def tokenizer_of(path: Path) -> Path:
 def text_start(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
     """What stands before the first token of a text for the model at `path`: ours learn that a text begins after the end
     of another one, stock models know a text's first token as its first."""
-    return [] if huggingface.is_folder(path) else [tokenizer.end_of_text]
+    return [] if _is_stock(path) else [tokenizer.end_of_text]
 
 
 def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
@@ -51,9 +55,13 @@ def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
     Raises:
         CheckpointError: the folder's generation_config.json or config.json names them in no way that there is.
     """
-    named = huggingface.end_ids(path) if huggingface.is_folder(path) else []
+    named = huggingface.end_ids(locate(path, only_cached=True)) if _is_stock(path) else []
     there = {token for token in named if 0 <= token < tokenizer.vocab_size}  # no other can be drawn
     return sorted({tokenizer.end_of_text, *there})
+
+
+def _is_stock(path: str | Path) -> bool:
+    return hub.is_name(path) or huggingface.is_folder(path)
 
 
 def load_model(

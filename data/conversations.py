@@ -125,7 +125,7 @@ def _system(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _side(row: dict[str, Any], name: str, role: str) -> list[tuple[str, str]]:
     if isinstance(row[name], str):
-        return (_system(row) if role == "user" else []) + [(role, row[name])]
+        return (_system(row) if role == "user" else []) + [(role, _text(row, name))]
     return _messages(row[name], name)
 
 

@@ -1,5 +1,7 @@
-"""generate.py: wrong arguments are named, with exit code 2, and a closed pipe is no error to talk about."""
+"""generate.py: wrong arguments are named, with exit code 2, a closed pipe is no error to talk about, and a conversation
+is asked in the form in which it was taught, as much of it as fits."""
 
+import signal
 import subprocess
 import sys
 
@@ -7,16 +9,18 @@ import pytest
 
 import checkpoints
 from checkpoints import checkpoint
+from generate import INTERRUPTED, _Conversation
 from models import ModelConfig, build_model
+from models.decoding import Sampling, generate
 from tests.conftest import ROOT
 from tokenizer import Tokenizer
+from tokenizer.conversations import ChatFormat
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = Tokenizer.train(["the quick brown fox"], 1024)
-    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=64, n_layers=1, d_model=16, n_heads=2, d_ff=16)
+def save(folder, context=64, tokenizer=None):
+    """A run whose model knows nothing."""
+    tokenizer = tokenizer or Tokenizer.train(["the quick brown fox"], 1024)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=context, n_layers=1, d_model=16, n_heads=2, d_ff=16)
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape).state_dict().items()}
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
@@ -25,13 +29,19 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [(["--device", "banana", "a"], "--device banana"),
      (["--device", "meta", "a"], "--device meta"), (["--seed", str(2**70), "a"], "--seed"),
      ([b"\xff"], "not UTF-8"), (["--temperature", "1e-40", "a"], "--temperature"),
      (["--temperature", "nan", "a"], "--temperature"), (["--stop", "two words", "a"], "--stop"),
-     (["word " * 100], "context of 64")],
+     (["word " * 100], "context of 64"), (["--chat", "a"], "leave the prompts out"), ([], "name a prompt, or --chat"),
+     (["--system", "be kind", "a"], "add --chat"), (["--context", "1", "a"], "--context 1")],
 )  # fmt: skip
 def test_wrong_arguments(run_folder, arguments, remedy):
     command = [sys.executable, "generate.py", "--checkpoint", run_folder, *arguments]
@@ -68,3 +78,80 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn(tmp_path):
     command = [sys.executable, "generate.py", "--checkpoint", tmp_path, "--max-new-tokens", "100", "the", "quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# Conversations
+
+
+def chat(folder, *arguments, **options):
+    command = [sys.executable, "generate.py", "--checkpoint", folder, "--chat", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_a_conversation_from_a_pipe_is_answered_line_by_line(run_folder):
+    """By what decoding gives for the template's own prompt with all that was said before."""
+    options = ("--system", "be kind", "--max-new-tokens", "6", "--seed", "3")
+    done = chat(run_folder, *options, input="the fox\nquick?\n\nno\n")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    model, tokenizer, _ = checkpoints.load_model(run_folder)
+    said, expected = [("system", "be kind")], []
+    for turn, text in enumerate(("the fox", "quick?")):
+        said.append(("user", text))
+        ends = [tokenizer.end_of_text, tokenizer.token_id("<|end|>")]
+        ids = [tokenizer.end_of_text]
+        for role, content in said:
+            ids += [tokenizer.token_id(f"<|{role}|>"), *tokenizer.encode(content), ends[1]]
+        ids.append(tokenizer.token_id("<|assistant|>"))
+        (new,) = generate(model, [ids], 6, ends, Sampling(), entries=tokenizer.vocab_size, seeds=[3 + turn])
+        expected.append(tokenizer.decode(new))
+        said.append(("assistant", expected[-1]))
+    assert done.stdout == "".join(f"{answer}\n" for answer in expected)
+
+
+def test_what_is_oldest_leaves_a_conversation_that_no_longer_fits(capsys):
+    """In whole exchanges, the system's turn never, and it is said once; what fits by no means is not asked."""
+    tokenizer = Tokenizer.train(["the quick brown fox"], 1024)
+    format = ChatFormat(tokenizer)
+    conversation = _Conversation(format, [tokenizer.end_of_text], 200, 60, "be kind")
+    said = []
+    for turn in range(12):
+        user, assistant = f"question {turn} " * 3, f"answer {turn} " * turn
+        ids = conversation.ask(user)
+        said.append({"role": "user", "content": user})
+        whole = [[tokenizer.end_of_text, *format.prompt([{"role": "system", "content": "be kind"}, *said[2 * first :]])]
+                 for first in range(turn + 1)]  # fmt: skip
+        assert ids == next((prompt for prompt in whole if len(prompt) <= 140), whole[-1])
+        conversation.answered(assistant)
+        said.append({"role": "assistant", "content": assistant})
+    assert len(whole[0]) > 900 and capsys.readouterr().err.count("oldest is left out") == 1
+    assert conversation.ask("x" * 300) is None and "write less" in capsys.readouterr().err
+    assert conversation.ask("x" * 150) is not None, "there is room for a short answer"
+
+
+def test_who_cannot_chat_says_why(run_folder, tmp_path):
+    trained = Tokenizer.train(["the quick brown fox"], 1024)
+    for template, told, code, system in (
+        ("", "no chat template", 1, ()),
+        ("{{ raise_exception('no system turn') if messages[0]['role'] == 'system' }}{% for m in messages %}"
+         "{{ m['content'] + '<|end|>' }}{% endfor %}", "no system turn", 2, ("--system", "x")),
+    ):  # fmt: skip
+        tokenizer = Tokenizer(trained._marked.to_str(), {"chat_template": template})
+        done = chat(save(tmp_path / str(code), tokenizer=tokenizer), *system, input="hello\n")
+        assert done.returncode == code and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_ctrl_c_ends_an_answer_and_then_the_conversation(tmp_path):
+    command = [sys.executable, "generate.py", "--checkpoint", save(tmp_path, context=100_000), "--chat",
+               "--max-new-tokens", "90000", "--top-k", "400"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for message in (b"tell me all\n", b"and then?\n"):
+        process.stdin.write(message)
+        process.stdin.flush()
+        assert process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        while b"[ended]" not in process.stderr.readline(8):
+            pass
+    process.send_signal(signal.SIGINT)
+    process.stdin.flush()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED and b"Traceback" not in errors

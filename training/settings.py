@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from checkpoints import hub
 from checkpoints.checkpoint import Retention
 from data.order import PERIOD
 from data.settings import DataSection
@@ -52,7 +53,7 @@ class RunSection(Section):
     name: str = "default"  # the run's folder is <folder>/<name>
     folder: str = "runs"
     seed: int = pydantic.Field(1234, ge=0, lt=2**63)  # of weights and data order
-    init_from: str | None = None  # run, checkpoint or Hugging Face folder a new run takes its weights from
+    init_from: str | None = None  # run, checkpoint, Hugging Face folder or hub:OWNER/NAME that has the first weights
     # what a resumed run may find changed: the tokenizer (for weights of `init_from` too), the shards, the order of
     # samples, the learning rates
     allow: list[Literal["tokenizer", "data", "order", "schedule"]] = []
@@ -80,8 +81,13 @@ class RunSection(Section):
                     remedy = f"{entry} is {kind_of(entry)}, where a run keeps {wanted}: move it away"
                     found.append(Problem("name", self.name, remedy))
         begun = (self.path / "checkpoints").is_dir()  # then `init_from` has done its work, and may be gone
-        if self.init_from is not None and not begun and not Path(self.init_from).is_dir():
-            found.append(Problem("init_from", self.init_from, "name the folder of an existing run or checkpoint"))
+        if self.init_from is not None and not begun:
+            if hub.is_name(self.init_from):  # its presence is not checked here: validation needs no network
+                if not hub.is_well_formed(self.init_from):
+                    found.append(Problem("init_from", self.init_from, f"write a model of the Hub as {hub.FORM}"))
+            elif not Path(self.init_from).is_dir():
+                remedy = f"name the folder of an existing run or checkpoint, or {hub.FORM}"
+                found.append(Problem("init_from", self.init_from, remedy))
         return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from checkpoints import CheckpointError, checkpoint, locate, newest, tokenizer_of
+from checkpoints import CheckpointError, checkpoint, hub, locate, newest, tokenizer_of
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
 from settings import ConfigError, Problem, as_plain
@@ -103,16 +103,19 @@ def _too_many_passes(config: RunConfig, prepared: Prepared) -> Iterator[str]:
 
 def _tokenizer_section(config: RunConfig) -> TokenizerSection:
     """A run goes on with the tokenizer it has, and one from other weights begins with theirs: trained anew, it would be
-    another one as soon as a source is added. Only the holder of the claim may ask."""
-    section = config.tokenizer
-    if section.path is not None:
+    another one as soon as a source is added. Weights of the Hub are downloaded here, by one process a machine; the
+    others then find them. Only the holder of the claim may ask."""
+    section, init_from = config.tokenizer, config.run.init_from
+    if section.path is not None and not (init_from is not None and hub.is_name(init_from)):
         return section
     weights = newest(config.run.path / "checkpoints")[0]
-    if weights is None and config.run.init_from is not None:
-        weights = locate(config.run.init_from)
+    if weights is None and init_from is not None:
+        weights = locate(init_from)
     elif weights is not None and checkpoint.read_run_config(weights).get("tokenizer") != as_plain(section):
         weights = None  # another one is asked for: training/resume.py has to say what becomes of that
-    return section if weights is None else section.model_copy(update={"path": str(tokenizer_of(weights))})
+    if weights is None or section.path is not None:
+        return section
+    return section.model_copy(update={"path": str(tokenizer_of(weights))})
 
 
 def _claim(folder: Path) -> contextlib.AbstractContextManager:

@@ -346,7 +346,7 @@ class Trainer:
             self.strategy.load_state(self.model, checkpoint.read_weights(path))
             self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
-            source = checkpoints.locate(self.config.run.init_from)
+            source = checkpoints.locate(self.config.run.init_from, only_cached=True)  # see training/start.py
             there, weights = checkpoints.read_model(source)
             resume.check_same_model(source, there, self.model_config)
             resume.check_same_tokenizer(source, self.prepared.tokenizer, self.config)

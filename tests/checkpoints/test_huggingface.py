@@ -1,6 +1,7 @@
 """Stock Hugging Face folders: our logits equal theirs, and what our model does not compute is refused by name."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from checkpoints import CheckpointError, huggingface, load_model, read_model, stop_ids, text_start
+from checkpoints import CheckpointError, huggingface, load_model, locate, read_model, stop_ids, text_start
 from models import build_model
 from models.inference import for_decoding
 from tokenizer import Tokenizer
@@ -299,3 +300,63 @@ def test_where_texts_begin_and_end(folder):
         (path / "generation_config.json").write_text(text)
         with pytest.raises(CheckpointError, match="generation_config.json"):
             stop_ids(path, tokenizer)
+
+
+@pytest.fixture
+def cached(folder, tmp_path, monkeypatch):
+    """A Qwen3 in the Hub's cache as hub:someone/small, without a network."""
+    from huggingface_hub import constants
+
+    path = folder("Qwen3")[1]
+    repository = tmp_path / "cache" / "models--someone--small"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.move(path, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def test_a_model_of_the_hub_is_a_folder_in_its_cache(cached):
+    for only_cached in (False, True):
+        assert locate("hub:someone/small", only_cached) == cached
+    model, tokenizer, config = load_model("hub:someone/small")
+    assert config == load_model(cached)[2] and torch.equal(
+        model.embedding.weight, load_model(cached)[0].embedding.weight
+    )
+    assert text_start("hub:someone/small", tokenizer) == []
+    (cached / "generation_config.json").write_text('{"eos_token_id": [5, 9]}')
+    assert stop_ids("hub:someone/small", tokenizer) == [0, 5, 9]
+
+
+def test_what_the_hub_cannot_give_is_told_in_one_line(cached):
+    for name, told in (
+        ("hub:small", "write a model of the Hub as hub:OWNER/NAME"),
+        ("hub:a/b/c", "write a model of the Hub as hub:OWNER/NAME"),
+        ("hub:someone/other", "hub:someone/other could not be loaded from the Hub or its cache .* name a local folder"),
+    ):
+        with pytest.raises(CheckpointError, match=told) as error:
+            load_model(name)
+        assert "\n" not in str(error.value)
+    (cached / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="someone/small has no config.json on the Hub, or only some"):
+        load_model("hub:someone/small")
+
+
+def test_nothing_but_data_is_asked_of_the_hub(cached, monkeypatch):
+    """As its own filter takes the patterns: no pickle, no code, no second copy of the weights."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **how: asked.update(how, name=name) or cached
+    )
+    load_model("hub:someone/small")
+    there = ["config.json", "generation_config.json", "model-1-of-2.safetensors", "model.safetensors.index.json",
+             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
+    not_wanted = ["pytorch_model.bin", "modeling_x.py", "original/model.safetensors", "onnx/config.json", "README.md",
+                  "consolidated.safetensors", "training_args.pt"]  # fmt: skip
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert asked["name"] == "someone/small"
+    assert list(filter_repo_objects(there + not_wanted, **patterns)) == there

@@ -86,6 +86,39 @@ def test_a_run_may_start_from_a_stock_hugging_face_folder(tiny, tmp_path):
         train(tiny("other", SHORT, *ours, "model.d_ff=96"))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_may_start_from_a_model_of_the_hub(tiny, tmp_path, monkeypatch, named):
+    """Asked for once, whoever names the tokenizer, then taken from the cache; a run that goes on asks for nothing."""
+    transformers = pytest.importorskip("transformers")
+    import huggingface_hub
+    import torch
+
+    from checkpoints import load_model
+    from data import embedded
+    from tokenizer import Tokenizer
+
+    stock, asked = tmp_path / "stock", []
+    shape = dict(vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True)  # fmt: skip
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(stock)
+    Tokenizer.train(list(embedded.documents("stories", "train", 200, 1)), 1024).save(stock)
+
+    def snapshot_download(name, local_files_only, **_):
+        asked.append((name, local_files_only))
+        return str(stock)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    ours = ["model.window=null", "model.rope_base_global=10000.0", "run.init_from=hub:someone/small",
+            "optimizer.muon_lr=1e-12", "optimizer.adamw_lr=1e-12",
+            *([f"tokenizer.path={stock}"] if named else [])]  # fmt: skip
+    assert train([*tiny("x", SHORT, *ours), "run.stop_after_steps=1"]) is Outcome.STOPPED
+    assert asked == [("someone/small", False), ("someone/small", True)]
+    assert train(tiny("x", SHORT, *ours)) is Outcome.FINISHED
+    assert len(asked) == 2
+    model, expected = load_model(tmp_path / "runs" / "x")[0], load_model(stock)[0].state_dict()
+    assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in model.state_dict().items())
+
+
 def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_path, run):
     from tokenizer import Tokenizer
 
