@@ -181,7 +181,7 @@ def main() -> None:
         sys.exit(3)
     time.sleep(0.3)
     with ChatServer(port=args.port):
-        threading.Event().wait(60 if "brief" not in args.model else 0.8)
+        threading.Event().wait(60)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,14 @@ def test_600_requests_through_faults_are_answered_once_each_and_in_order(teacher
         assert len({answer.text for answer in answers}) > 590
         assert {server.served[request.seed] for request in wanted} == {1}
         assert set(server.faulted) == set(FAULTS) and sum(server.faulted.values()) > 100
-        assert 8 < server.most <= 16
+        assert server.most <= 16
     assert any("trying again" in line for line in teacher.said) and len(teacher.said) < 5
+
+
+def test_the_requests_in_flight_are_as_many_as_may_be_and_no_more(teacher):
+    with ChatServer(seconds=0.25) as server:
+        assert len(teacher(server, concurrency=4).answer(requests(16), GREEDY, 5)) == 16
+        assert server.most == 4
 
 
 def test_what_is_sent(teacher):
@@ -185,17 +191,17 @@ def test_another_4xx_stops_the_rest(teacher):
         assert len(server.bodies) < 20
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [("1", 1.0, 1.5), ("date", 0.0, 2.5), ("nonsense", 0.0, 0.5)])
-def test_retry_after_is_honoured(teacher, asked, least, most):
+@pytest.mark.parametrize(("asked", "least"), [("1", 1.0), ("date", 0.7), ("nonsense", 0.0)])
+def test_retry_after_is_honoured(teacher, asked, least):
     with ChatServer() as server:
         one = probed(teacher, server)
         if asked == "date":
             until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
-            asked, least = until.strftime("%a, %d %b %Y %H:%M:%S GMT"), 0.7
+            asked = until.strftime("%a, %d %b %Y %H:%M:%S GMT")  # whole seconds
         server.script[:] = [(429, {"Retry-After": asked}, {"error": "slow down"})]
         one.answer(requests(1), SAMPLING, 5)
         (first, _), (second, _) = server.arrivals
-    assert least <= second - first <= most
+    assert least <= second - first <= least + 4
 
 
 def test_a_wait_that_is_too_long_is_told(teacher):
@@ -215,7 +221,7 @@ def test_waits_double_and_are_bounded_by_the_tries(teacher):
         times = [moment for moment, _ in server.arrivals]
     waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
     assert len(waits) == 4
-    assert all(0.02 * 2**number <= wait < 0.04 * 2**number + 0.1 for number, wait in enumerate(waits))
+    assert all(0.02 * 2**number <= wait < 0.04 * 2**number + 1 for number, wait in enumerate(waits))
 
 
 def test_one_request_that_fails_for_good_fails_the_batch_and_counts(teacher):
@@ -280,9 +286,9 @@ def test_unexpected_replies_are_failed_tries(teacher, reply, told):
 
 def test_a_reply_that_does_not_come_is_a_failed_try(teacher):
     with ChatServer() as server:
-        one = probed(teacher, server, timeout_seconds=0.2, tries=2)
-        server.seconds = 0.6
-        with pytest.raises(TeacherError, match="no reply within 0.2 seconds"):
+        one = probed(teacher, server, timeout_seconds=1.0, tries=2)
+        server.seconds = 1.6
+        with pytest.raises(TeacherError, match="no reply within 1 seconds"):
             one.answer(requests(1), SAMPLING, 5)
     with pytest.raises(TeacherError, match="does not answer: ConnectError"):
         teacher(server, tries=2).answer(requests(1), SAMPLING, 5)
@@ -439,12 +445,13 @@ def test_a_server_that_dies_at_its_start_is_told_with_its_log(vllm, tmp_path):
 
 
 def test_a_server_that_dies_later_is_told_too(vllm, tmp_path):
-    one = Vllm("tiny/brief", revision="abc", executable=vllm, gpus=[0], log_folder=tmp_path / "logs", say=print)
+    one = Vllm("tiny/teacher", revision="abc", executable=vllm, gpus=[0], log_folder=tmp_path / "logs", say=print)
     with contextlib.closing(one):
         assert len(one.answer(requests(1), SAMPLING, 5)) == 1
         (server,) = told(tmp_path / "logs")
-        wait_for(lambda: not alive(server["pid"]))
-        with pytest.raises(TeacherError, match="has ended|vllm on GPU 0"):
+        os.kill(server["pid"], signal.SIGKILL)
+        wait_for(lambda: not alive(server["child"]))  # nobody else would end it
+        with pytest.raises(TeacherError, match=r"vllm on GPU 0 has ended \(exit code 137\)"):
             one.answer(requests(1), SAMPLING, 5)
 
 
