@@ -10,25 +10,29 @@ import yaml
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory) -> Path:
-    """A run's folder whose model has random weights, and our tokenizer with its chat template."""
+def save_teacher(folder: Path, texts: list[str], width: int = 32, n_heads: int = 2) -> Path:
+    """A run's folder whose model has random weights, and a tokenizer of ours, with its chat template."""
     import checkpoints
     from checkpoints import checkpoint
     from models import ModelConfig, build_model
     from tokenizer import Tokenizer
 
-    folder = tmp_path_factory.mktemp("teacher")
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
     tokenizer = Tokenizer.train(texts, 1024)
-    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=32, n_heads=2,
-                        n_kv_heads=1, d_ff=64)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=width, n_heads=n_heads,
+                        n_kv_heads=1, d_ff=2 * width)  # fmt: skip
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
         run_config={}, tokenizer=tokenizer
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A teacher that knows nothing, and whose tokenizer has read a little of everything."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
+    return save_teacher(tmp_path_factory.mktemp("teacher"), texts)
 
 
 @pytest.fixture(scope="session")
