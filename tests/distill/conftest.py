@@ -42,7 +42,7 @@ def rows() -> list[dict[str, str]]:
     return [
         {"question": f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
                      f"{number + 2} more. How many are there?",
-         "answer": f"There were {number} apples.\n{number} + {number + 2} = <<{number}+{number + 2}={2 * number + 2}>>"
+         "answer": f"Ann has {number} = <<{number}={number}>>{number}.\n{number} + {number + 2} = <<{number}+{number + 2}={2 * number + 2}>>"
                    f"{2 * number + 2}\n#### {2 * number + 2}"}
         for number in range(60)
     ]  # fmt: skip
