@@ -39,13 +39,14 @@ def teacher(tmp_path_factory) -> Path:
 def rows() -> list[dict[str, str]]:
     """60 problems of many lengths, with solutions."""
     names = ["Ann", "Bartholomew", "Mo", "Konstantina"]
-    return [
-        {"question": f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
-                     f"{number + 2} more. How many are there?",
-         "answer": f"Ann has {number} = <<{number}={number}>>{number}.\n{number} + {number + 2} = <<{number}+{number + 2}={2 * number + 2}>>"
-                   f"{2 * number + 2}\n#### {2 * number + 2}"}
-        for number in range(60)
-    ]  # fmt: skip
+    found = []
+    for number in range(60):
+        question = (f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys {number + 2} more. "
+                    "How many are there?")  # fmt: skip
+        sum_ = 2 * number + 2
+        steps = [f"a = <<{number}={number}>>{number}", f"a + {number + 2} = <<{number}+{number + 2}={sum_}>>{sum_}"]
+        found.append({"question": question, "answer": "\n".join([*steps, f"#### {sum_}"])})
+    return found
 
 
 @pytest.fixture

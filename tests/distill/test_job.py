@@ -19,7 +19,8 @@ TEACHER = {"engine": "local", "digest": "d"}
 
 def _problems(count=50):
     questions = [f"{'Long ago, ' * (number % 9)}what is {number} + 1?" for number in range(count)]
-    found = [WordProblem(id_of(question), question, str(number + 1), f"x = {number} + 1\nx = {number + 1}\n#### {number + 1}")
+    solutions = [f"x = {number} + 1\nx = {number + 1}\n#### {number + 1}" for number in range(count)]
+    found = [WordProblem(id_of(question), question, str(number + 1), solutions[number])
              for number, question in enumerate(questions)]  # fmt: skip
     return ProblemSet(sorted(found, key=lambda problem: problem.id), {})
 
