@@ -41,8 +41,8 @@ def rows() -> list[dict[str, str]]:
     names = ["Ann", "Bartholomew", "Mo", "Konstantina"]
     found = []
     for number in range(60):
-        question = (f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys {number + 2} more. "
-                    "How many are there?")  # fmt: skip
+        question = (f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
+                    f"{number + 2} more. How many are there?")  # fmt: skip
         sum_ = 2 * number + 2
         steps = [f"a = <<{number}={number}>>{number}", f"a + {number + 2} = <<{number}+{number + 2}={sum_}>>{sum_}"]
         found.append({"question": question, "answer": "\n".join([*steps, f"#### {sum_}"])})
