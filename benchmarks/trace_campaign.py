@@ -29,8 +29,8 @@ from distill.job import seed_of
 from distill.problems import id_of
 from storage import folder
 
-PROBLEMS, SAMPLES, CHUNK, SEED = 1500, 2, 10, 11
-LATEST = 6.0  # seconds after the first new chunk
+PROBLEMS, SAMPLES, CHUNK, SEED = 2500, 2, 8, 11
+LATEST = 3.0  # seconds after the first new chunk
 MOST_RENAMES = 3  # of one process, before the one at which it dies
 
 
@@ -50,7 +50,8 @@ def main() -> int:
             rows.append({"kill": number + 1, **campaign.kill(kind, 1 + number // 4 % 4, draw)})
             print(result.table(rows[-1:]).splitlines()[-1], flush=True)
         rows.append({"kill": None, **campaign.finish(2)})
-        problems = campaign.problems()
+        idle = [row["kill"] for row in rows[:-1] if not row["in_the_midst"]]
+        problems = campaign.problems() + ([f"kills that met no job: {idle}"] if idle else [])
     print("\n" + result.table(rows))
     for problem in problems:
         print(f"does not hold: {problem}")
@@ -97,7 +98,7 @@ class Campaign:
                 time.sleep(0.02)
             _wait(launched, draw.uniform(0, LATEST))
         else:  # while it imports, reads problems, loads the teacher, or writes a first chunk
-            _wait(launched, draw.uniform(1, 15))
+            _wait(launched, draw.uniform(1, 10))
         is_killed = launched.poll() is None
         self._end(launched)
         if kind == "rename":
@@ -188,7 +189,7 @@ def _save_teacher(path: Path) -> None:
     from models import ModelConfig, build_model
     from tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.train([embedded.document("problems", number, "train", 1) for number in range(300)], 1024)
+    tokenizer = Tokenizer.train([embedded.document("stories", number, "train", 1) for number in range(1500)], 1024)
     shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=512, n_layers=2, d_model=32, n_heads=2, n_kv_heads=1,
                         d_ff=64)  # fmt: skip
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}

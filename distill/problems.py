@@ -21,7 +21,8 @@ from data.preparation import clean
 from data.preparation.contamination import Questions
 from distill import traces
 from distill.settings import TRACES, ProblemsSection
-from evaluation.answers import extract_answer
+from evaluation.answers import gold_answer
+from evaluation.problems import side
 
 MOST_IN_EXAMS = 0.1  # share of the problems; with more of them, somebody has named the exam itself
 SHORTEST, LONGEST = 30, 1500  # characters of a question that a teacher has written
@@ -61,8 +62,10 @@ def id_of(question: str) -> str:
 
 def number_of(answer: str) -> Fraction | None:
     """The number that an answer gives: behind its "####", or all that it is. None where there is none."""
-    found = extract_answer(answer)
-    return extract_answer(f"#### {answer.strip()}") if found is None and "\n" not in answer.strip() else found
+    try:
+        return gold_answer(answer)
+    except ValueError:
+        return None
 
 
 def read(section: ProblemsSection, say: Say = print) -> ProblemSet:
@@ -80,7 +83,7 @@ def read(section: ProblemsSection, say: Say = print) -> ProblemSet:
         if not question:
             left_out["empty"] += 1
             continue
-        if not section.evaluation_only and clean.split_of(question, section.valid_fraction) == "valid":
+        if not section.evaluation_only and side(question, section.valid_fraction) == "valid":
             left_out["dev"] += 1
             continue
         number = None if solution is None else number_of(solution)

@@ -5,10 +5,10 @@
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from data import conversations
 from distill.problems import WordProblem
 from distill.settings import PromptSection
 from evaluation.answers import extract_answer
@@ -20,8 +20,8 @@ WRITE = (
     "and things and with other numbers. It asks one question, whose answer is one number, and needs a few steps. Write "
     "the problem alone, without its answer."
 )
-EXAMPLE_LINES = range(3, 6)  # of an example's solution, the last one "#### N": short, and yet more than one step
-_CALCULATION = re.compile(r"<<[^<>\n]*>>")  # GSM8K's marks for a calculator: 48/2 = <<48/2=24>>24
+# Of an example's solution: short, and yet more than one step, with an equation in each line but the last, "#### N".
+EXAMPLE_LINES, EXAMPLE_CHARACTERS = range(3, 6), 160
 
 
 class Prompts:
@@ -44,7 +44,7 @@ class Prompts:
         about: dict[str, Any] = {"task": self._section.task, "system": self._section.system}
         if self._section.task == "write":
             return {**about, "request": WRITE, "shown": self._section.shown}
-        return {**about, "examples": [[one.question, _cleaned(one.solution)] for one in self._examples]}
+        return {**about, "examples": [[one.question, _cleaned(one)] for one in self._examples]}
 
     def messages(self, problem: WordProblem, seed: int) -> list[Message]:
         """The request about `problem` with the key's seed."""
@@ -53,7 +53,7 @@ class Prompts:
             shown = "\n\n".join(one.question for one in self._shown(problem, seed))
             return [*turns, _said("user", WRITE.format(count=self._section.shown, problems=shown))]
         for example in [one for one in self._examples if one != problem][: self._section.examples]:
-            turns += [_said("user", example.question), _said("assistant", _cleaned(example.solution))]
+            turns += [_said("user", example.question), _said("assistant", _cleaned(example))]
         return [*turns, _said("user", problem.question)]
 
     def _shown(self, problem: WordProblem, seed: int) -> list[WordProblem]:
@@ -69,19 +69,28 @@ class Prompts:
 
 
 def _examples(problems: Sequence[WordProblem], count: int) -> list[WordProblem]:
-    """Those of the lowest ids, hence a fair choice in any order, whose solutions are short and give the answer."""
-    fit = (one for one in problems if one.solution is not None and extract_answer(one.solution) is not None
-           and len(_cleaned(one.solution).splitlines()) in EXAMPLE_LINES)  # fmt: skip
-    found = [example for example, _ in zip(fit, range(count), strict=False)]
+    """Those of the lowest ids, hence a fair choice in any order, whose solutions are fit to be examples."""
+    found = [example for example, _ in zip(filter(_is_example, problems), range(count), strict=False)]
     if len(found) < count:
-        lines = f"{EXAMPLE_LINES.start} to {EXAMPLE_LINES.stop - 1} lines"
-        fit = f"{len(found)} problems have solutions of {lines} that end with #### N, and none is its own example"
+        fit = (f"{len(found)} problems have solutions of {EXAMPLE_LINES.start} to {EXAMPLE_LINES.stop - 1} short lines "
+               "with an equation each that end with #### N, and none is its own example")  # fmt: skip
         raise ConfigError([Problem("prompt.examples", count - 1, f"use {max(0, len(found) - 1)}: {fit}")])
     return found
 
 
-def _cleaned(solution: str | None) -> str:
-    return _CALCULATION.sub("", solution or "").strip()
+def _is_example(problem: WordProblem) -> bool:
+    if problem.solution is None or extract_answer(problem.solution) is None:
+        return False
+    solution = _cleaned(problem)
+    *steps, _ = lines = solution.splitlines()
+    is_short = len(lines) in EXAMPLE_LINES and len(solution) <= EXAMPLE_CHARACTERS
+    return is_short and all("=" in step for step in steps)
+
+
+def _cleaned(problem: WordProblem) -> str:
+    """The solution as a student would be taught it, without GSM8K's marks for a calculator."""
+    row = {"question": problem.question, "answer": problem.solution}
+    return conversations.answers_of(conversations.of_row(row))[0]
 
 
 def _said(role: str, content: str) -> Message:

@@ -9,6 +9,7 @@ import pydantic
 
 from data import sources
 from data.settings import EvaluationSet
+from evaluation.problems import VALID_FRACTION
 from models.sampling import Sampling
 from settings import Problem, Section, in_the_way, kind_of
 
@@ -48,7 +49,8 @@ class ProblemsSection(Section):
     question: str = pydantic.Field("question", min_length=1)  # column
     answer: str | None = pydantic.Field("answer", min_length=1)  # column: a number, or a solution that ends "#### N"
     count: int | None = pydantic.Field(None, ge=1)  # so many of them, those of the lowest ids
-    valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)  # the `dev` part, by hash of the question: left out
+    # the `dev` part, by hash of the question: left out; not less than any student's data.valid_fraction
+    valid_fraction: float = pydantic.Field(VALID_FRACTION, ge=0, le=0.5)
     evaluation_only: bool = False  # the traces are no training data, and are marked so; nothing is left out
     evaluation_sets: dict[str, EvaluationSet] = {}  # no problem that holds a question of these is asked
 

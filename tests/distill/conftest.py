@@ -10,19 +10,16 @@ import yaml
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory) -> Path:
-    """A run's folder whose model has random weights, and our tokenizer with its chat template."""
+def save_teacher(folder: Path, texts: list[str], width: int = 32, n_heads: int = 2) -> Path:
+    """A run's folder whose model has random weights, and a tokenizer of ours, with its chat template."""
     import checkpoints
     from checkpoints import checkpoint
     from models import ModelConfig, build_model
     from tokenizer import Tokenizer
 
-    folder = tmp_path_factory.mktemp("teacher")
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
     tokenizer = Tokenizer.train(texts, 1024)
-    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=32, n_heads=2,
-                        n_kv_heads=1, d_ff=64)
+    shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=width, n_heads=n_heads,
+                        n_kv_heads=1, d_ff=2 * width)  # fmt: skip
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
@@ -32,16 +29,24 @@ def teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A teacher that knows nothing, and whose tokenizer has read a little of everything."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "data/embedded/stories.py")]
+    return save_teacher(tmp_path_factory.mktemp("teacher"), texts)
+
+
+@pytest.fixture(scope="session")
 def rows() -> list[dict[str, str]]:
     """60 problems of many lengths, with solutions."""
     names = ["Ann", "Bartholomew", "Mo", "Konstantina"]
-    return [
-        {"question": f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
-                     f"{number + 2} more. How many are there?",
-         "answer": f"There were {number} apples.\n{number} + {number + 2} = <<{number}+{number + 2}={2 * number + 2}>>"
-                   f"{2 * number + 2}\n#### {2 * number + 2}"}
-        for number in range(60)
-    ]  # fmt: skip
+    found = []
+    for number in range(60):
+        question = (f"{names[number % 4]} has {number} apples{' and pears' * (number % 7)}, and buys "
+                    f"{number + 2} more. How many are there?")  # fmt: skip
+        sum_ = 2 * number + 2
+        steps = [f"a = <<{number}={number}>>{number}", f"a + {number + 2} = <<{number}+{number + 2}={sum_}>>{sum_}"]
+        found.append({"question": question, "answer": "\n".join([*steps, f"#### {sum_}"])})
+    return found
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ TEACHER = {"engine": "local", "digest": "d"}
 
 def _problems(count=50):
     questions = [f"{'Long ago, ' * (number % 9)}what is {number} + 1?" for number in range(count)]
-    found = [WordProblem(id_of(question), question, str(number + 1), f"It is\n{number} + 1\n#### {number + 1}")
+    solutions = [f"x = {number} + 1\nx = {number + 1}\n#### {number + 1}" for number in range(count)]
+    found = [WordProblem(id_of(question), question, str(number + 1), solutions[number])
              for number, question in enumerate(questions)]  # fmt: skip
     return ProblemSet(sorted(found, key=lambda problem: problem.id), {})
 
@@ -73,7 +74,7 @@ def test_all_that_decides_the_content_is_in_the_fingerprint(tmp_path):
     fingerprints["fewer problems"] = _job(tmp_path, _problems(49)).fingerprint
     one = dataclasses.replace(_problems().problems[0], answer="5")
     fingerprints["answer"] = _job(tmp_path, ProblemSet([one, *_problems().problems[1:]], {})).fingerprint
-    longer = dataclasses.replace(_problems().problems[0], solution="Well\nit is\n#### 5")
+    longer = dataclasses.replace(_problems().problems[0], solution="y = 4 + 1\ny = 5\n#### 5")
     other = ProblemSet([longer, *_problems().problems[1:]], {})
     fingerprints["example's solution"] = _job(tmp_path, other, **CHANGES["examples"]).fingerprint
     assert len(set(fingerprints.values())) == len(fingerprints)
