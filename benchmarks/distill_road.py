@@ -96,9 +96,9 @@ class Road:
         path.write_text(yaml.safe_dump(config))
         run("accelerate.commands.launch", "--multi_gpu", "--num_processes", str(os.cpu_count()), "--module",
             "distill.generate", "--config", str(path), ACCELERATE_USE_CPU="true")  # fmt: skip
-        (folder,) = (self.folder / "traces").iterdir()
+        (folder,) = (self.folder / "traces").glob("road-*")
         run("distill.filter", str(folder), "--out", "road", "--folder", str(self.folder / "datasets"))
-        (made,) = (self.folder / "datasets").iterdir()
+        (made,) = (self.folder / "datasets").glob("road-*/")
         return f"parquet:{made}/data/*.parquet", json.loads((made / "filter.json").read_text())
 
     def positions(self, name: str, source: dict[str, Any]) -> int:
