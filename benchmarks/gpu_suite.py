@@ -2,36 +2,31 @@
 
 Attention's values and gradients against the float64 reference, a short training run of every recipe that fits the card
 with and without torch.compile (tokens/s, MFU, peak memory beside the plan's), and a checkpoint's round trip. --recipes
-names some, to be done sooner. Without a GPU the same checks run small on the CPU and say so; what was skipped is listed
-with the reason. Exit codes: 0 all checks hold, 1 one does not.
+names some, to be done sooner. --only names sections: these three, or `teacher` (benchmarks/gpu_teacher.py), which needs
+nothing but torch. Without a GPU the same checks run small on the CPU and say so; what was skipped is listed with the
+reason. Exit codes: 0 all checks hold, 1 one does not.
 """
 
-import contextlib
-import gc
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import result
-from checkpoints import RunState, checkpoint, load_model
-from data.loader import Batch
+from benchmarks.device import Row, free, not_alone, wait
 from models import ModelConfig, build_model
 from models.attention import Layout, attention, choose_kernel, reference
 from models.compilation import compile_blocks
 from observe import hardware
-from training.budget import memory_bytes
-from training.objectives import NextToken
-from training.optimizer import MuonAdamW
-from training.settings import OptimizerSection, PhaseSection, RunConfig
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from training.settings import OptimizerSection
+
+SECTIONS = ("attention", "training", "checkpoint", "teacher")
 STEPS, WARMUP = 20, 5
 
 SHAPES = {  # name: (batch, query heads, key/value heads, tokens, head width, window)
@@ -51,14 +46,24 @@ def main() -> int:
     """Run every check, print the tables, write the JSON."""
     parser = result.parser(__doc__)
     parser.add_argument("--recipes", nargs="*", default=RECIPES, metavar="NAME", help="files of configs/ (all)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS[:3], metavar="SECTION",
+                        help=f"of {', '.join(SECTIONS)} (all but the last)")  # fmt: skip
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     skipped = [] if device.type == "cuda" else ["no CUDA device: everything ran small, on the CPU"]
-    sections: dict[str, list[Row]] = {"attention": attention_rows(device, skipped)}
-    sections["training"] = training_rows(device, arguments.recipes, skipped)
-    sections["checkpoint"] = []
-    with _not_alone(sections["checkpoint"], {"check": "round trip"}, skipped):
-        sections["checkpoint"].append(checkpoint_row(device))
+    sections: dict[str, list[Row]] = {}
+    if "attention" in arguments.only:
+        sections["attention"] = attention_rows(device, skipped)
+    if "training" in arguments.only:
+        sections["training"] = training_rows(device, arguments.recipes, skipped)
+    if "checkpoint" in arguments.only:
+        sections["checkpoint"] = []
+        with not_alone(sections["checkpoint"], {"check": "round trip"}, skipped):
+            sections["checkpoint"].append(checkpoint_row(device))
+    if "teacher" in arguments.only:
+        from benchmarks.gpu_teacher import teacher_rows
+
+        sections["teacher"] = teacher_rows(device, skipped)
     skipped.append("several cards, NCCL and sharded strategies: one card cannot show them")
     for name, rows in sections.items():
         print(f"\n{name}\n{result.table(rows)}")
@@ -75,7 +80,7 @@ def attention_rows(device: torch.device, skipped: list[str]) -> list[Row]:
     for name, shape in SHAPES.items():
         for dtype in [torch.float32] + ([torch.bfloat16] if device.type == "cuda" else []):
             about = {"shape": name, "dtype": str(dtype)[6:]}
-            with _not_alone(rows, about, skipped):
+            with not_alone(rows, about, skipped):
                 errors = attention_errors(device, dtype, *shape)
                 rows.append({**about, **errors, "holds": max(errors.values()) <= allowed[dtype]})
     return rows
@@ -111,6 +116,8 @@ def attention_errors(
 
 def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) -> list[Row]:
     """Tokens/s, MFU and memory of a short training run, compiled and not, on the same batch."""
+    from training.settings import OptimizerSection
+
     rows = []
     cuda = device.type == "cuda"
     for name in recipes if cuda else ["tiny"]:
@@ -118,7 +125,7 @@ def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) 
         settings = result.recipe(name).optimizer if cuda else OptimizerSection()
         most = max(1, BATCH_TOKENS // config.context) if cuda else 4
         for compiled in [False, True] if cuda else [False]:
-            with _not_alone(rows, {"model": name, "compile": compiled}, skipped):
+            with not_alone(rows, {"model": name, "compile": compiled}, skipped):
                 rows.append(_largest_that_fits(device, name, config, settings, most, compiled))
     if not cuda:
         skipped.append("torch.compile: takes minutes on a CPU")
@@ -126,7 +133,7 @@ def training_rows(device: torch.device, recipes: list[str], skipped: list[str]) 
 
 
 def _largest_that_fits(
-    device: torch.device, name: str, config: ModelConfig, settings: OptimizerSection, micro_batch: int, compiled: bool
+    device: torch.device, name: str, config: ModelConfig, settings: "OptimizerSection", micro_batch: int, compiled: bool
 ) -> Row:
     while True:
         try:
@@ -134,38 +141,18 @@ def _largest_that_fits(
         except torch.OutOfMemoryError:
             if micro_batch == 1:
                 raise
-        _free()  # here, where the error no longer holds on to what it interrupted
+        free()  # here, where the error no longer holds on to what it interrupted
         micro_batch //= 2
 
 
-def _free() -> None:
-    """Let go of the last model, and of its compilations, which would count against the next one's."""
-    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
-        dynamo.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _not_alone(rows: list[Row], about: Row, skipped: list[str]) -> Iterator[None]:
-    """Around one of several measurements, so that the others are made whatever becomes of it: one that does not fit the
-    card is skipped, one that fails is a row that does not hold, with the reason."""
-    told = ", ".join(f"{key} {value}" for key, value in about.items())
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        skipped.append(f"{told}: does not fit this card")
-    except Exception as error:  # noqa: BLE001  whatever a kernel or its compiler raises
-        traceback.print_exc()
-        rows.append({**about, "error": f"{type(error).__name__}: {str(error).strip()[:300]}", "holds": False})
-    _free()
-
-
 def training_row(
-    device: torch.device, name: str, config: ModelConfig, settings: OptimizerSection, micro_batch: int, compiled: bool
+    device: torch.device, name: str, config: ModelConfig, settings: "OptimizerSection", micro_batch: int, compiled: bool
 ) -> Row:
     """Train `STEPS` steps on one repeated batch, in bf16 on CUDA, as the trainer does; the loss must fall."""
+    from data.loader import Batch
+    from training.objectives import NextToken
+    from training.optimizer import MuonAdamW
+
     torch.manual_seed(0)
     objective = NextToken(build_model(config, device=device)).train()
     optimizer = MuonAdamW.of(objective.model, settings)
@@ -182,7 +169,7 @@ def training_row(
     losses, began = [], 0.0
     for step in range(STEPS + WARMUP):
         if step == WARMUP:
-            _wait(device)
+            wait(device)
             began = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=cuda):
             loss, trained, _ = objective(batch)
@@ -191,7 +178,7 @@ def training_row(
         optimizer.step(only_if=grad_norm.isfinite())
         optimizer.zero_grad()
         losses.append(loss.detach() / trained)
-    _wait(device)
+    wait(device)
     rate = STEPS * micro_batch * config.context / (time.perf_counter() - began)
     flops = config.flops_per_token(config.context // DOCUMENTS)  # keys of other documents are not looked at
     peak = hardware.peak_flops(torch.cuda.get_device_name(), dtype) if cuda else None
@@ -212,6 +199,9 @@ def training_row(
 
 def planned_memory(config: ModelConfig, micro_batch: int) -> dict[str, int]:
     """What `--dry-run` would say about this model and micro-batch in bf16."""
+    from training.budget import memory_bytes
+    from training.settings import PhaseSection, RunConfig
+
     positions = micro_batch * config.context
     phase = PhaseSection(name="x", context=config.context, data={"x": 1}, tokens=positions, batch_tokens=positions,
                          micro_batch=micro_batch)  # fmt: skip
@@ -221,7 +211,9 @@ def planned_memory(config: ModelConfig, micro_batch: int) -> dict[str, int]:
 
 def checkpoint_row(device: torch.device) -> Row:
     """Save from the device, load on the CPU and on the device: same bits, same logits."""
+    from checkpoints import RunState, checkpoint, load_model
     from tokenizer import Tokenizer
+    from training.optimizer import MuonAdamW
 
     model = build_model(TINY, seed=3).to(device)
     optimizer = MuonAdamW(model.named_parameters())
@@ -243,11 +235,6 @@ def checkpoint_row(device: torch.device) -> Row:
     same_state = all(torch.equal(saved_optimizer[name], tensor.cpu()) for name, tensor in optimizer.tensors().items())
     return {"logits": "equal" if same_logits else "differ", "optimizer": "equal" if same_state else "differ",
             "holds": same_logits and same_state}  # fmt: skip
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def text_start(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
 
 
 def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
-    """The tokens that end what the model at `path` writes: the end of text, and what a stock folder names besides.
+    """The tokens that end what the model at `path` writes: the end of text, and what a stock folder names besides. A
+    model of the Hub has to be there: ask after `load_model`.
 
     Raises:
         CheckpointError: the folder's generation_config.json or config.json names them in no way that there is.

@@ -306,7 +306,8 @@ class Evaluation:
 def report(result: dict[str, Any]) -> str:
     """The result for people."""
     asked = result["checkpoint"]
-    lines = [f"{asked['given']} ({asked['name']}): {result['problems']:,} problems of {result['data']}, {result['split']}"]
+    told = f"{result['problems']:,} problems of {result['data']}, {result['split']}"
+    lines = [f"{asked['given']} ({asked['name']}): {told}"]
     lines += _told("greedy", result["greedy"])
     if drawn := result.get("samples"):
         lines.append(f"{drawn['n']} samples at temperature {drawn['temperature']}, seed {drawn['seed']}")

@@ -1,7 +1,7 @@
 """The one door to attention: causal, windowed, grouped-query, with document boundaries.
 
 Every attention in the project goes through `attention` (training, prefill) or `attend_to_cache` (decoding). Windowed
-layers never see a T x T mask. Two kernels do the work, and `choose_kernel` alone decides which:
+layers never see a T x T mask. Two kernels do the work, and `kernel_for` alone decides which:
 
     banded   anywhere: queries are cut into chunks of `window`, and each chunk meets only its own keys and the chunk
              before it, as small dense problems for SDPA, on a CPU a few at a time. Layers that see everything take SDPA
@@ -68,6 +68,15 @@ def choose_kernel(device: torch.device, d_head: int, dtype: torch.dtype) -> Kern
         return Kernel("banded", f"flex attention in fp32 needs {needed:,} bytes of shared memory for heads of width "
                                 f"{d_head}, this GPU has {there:,}: bf16 needs half")  # fmt: skip
     return Kernel("flex", f"compiled for compute capability {capability}")
+
+
+def kernel_for(device: torch.device, d_head: int, dtype: torch.dtype, length: int) -> str:
+    """The kernel for sequences of `length` tokens: `choose_kernel`'s, but that flex attention, which is compiled for
+    each shape, takes no odd lengths where nothing is trained. Questions have all lengths, and each would wait for the
+    compiler until that gives up."""
+    if length % BLOCK and not torch.is_grad_enabled():
+        return "banded"
+    return choose_kernel(device, d_head, dtype).name
 
 
 @dataclasses.dataclass(frozen=True)

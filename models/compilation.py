@@ -3,10 +3,11 @@
 Training compiles for the shapes that there are, a few for each phase; decoding lets a cache's length vary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MOST = 64  # compilations of one function: shapes, windows, and with or without gradients
 
@@ -31,3 +32,18 @@ def compile_steps(model: nn.Module) -> None:
     Python is what they wait for: on GPUs, and for small models."""
     for block in model.blocks:
         block.step = torch.compile(block.step)
+
+
+def compile_recorded_steps(model: nn.Module, **options: Any) -> None:
+    """Compile each block's decoding step where it is recorded for a graph (models/captured.py), and there alone: its
+    shapes are few and fixed, and everything else goes on as it was; `options` go to torch.compile."""
+    allow_many()
+    for block in model.blocks:
+        block.step = _where_recorded(block.step, torch.compile(block.step, dynamic=False, **options))
+
+
+def _where_recorded(plain: Callable[..., Tensor], compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def step(x: Tensor, rotation: Any, cache: Any, state: Any) -> Tensor:
+        return (plain if state.place is None else compiled)(x, rotation, cache, state)
+
+    return step

@@ -17,11 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from models import captured
 from models.sampling import Sampling
 
 DRAWN_AT_ONCE = 64  # numbers a sequence: its generator is asked for so many tokens ahead
 READ_EVERY = {"cuda": 8}  # tokens, by device: reading them waits for the device, which has nothing to do meanwhile
 STILL_RUNNING = 0.75  # of the sequences in the batch, at most: then those that have ended leave it
+STILL_RUNNING_CAPTURED = 0.5  # where each batch size costs a recording
+TOKENS_AT_ONCE = 4096  # of all prompts together: what they need at once is bounded, their logits above all
+GRAIN = 64  # caches have a multiple of so many entries, as GPUs like them
 
 
 class LayerCache:
@@ -40,12 +44,15 @@ class LayerCache:
         start, new = state.length, key.shape[2]
         key, value = key.to(self.keys.dtype), value.to(self.values.dtype)
         if new == 1:
-            self.keys.narrow(2, start % self.capacity, 1).copy_(key)
-            self.values.narrow(2, start % self.capacity, 1).copy_(value)
-            filled = min(start + 1, self.capacity)
-            keys, values = self.keys, self.values
-            if filled < self.capacity:
-                keys, values = keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
+            if state.place is None:
+                self.keys.narrow(2, start % self.capacity, 1).copy_(key)
+                self.values.narrow(2, start % self.capacity, 1).copy_(value)
+            else:
+                self.keys.index_copy_(2, state.place % self.capacity, key)
+                self.values.index_copy_(2, state.place % self.capacity, value)
+            keys, values, entries = self.keys, self.values, state.entries(self.capacity)
+            if entries < self.capacity:
+                keys, values = keys.narrow(2, 0, entries), values.narrow(2, 0, entries)
             return keys, values, state.visible.get(self.capacity)
         kept = min(start, self.capacity)
         old = torch.arange(start - kept, start, device=key.device)
@@ -77,25 +84,38 @@ class State:
         self.context = context
         self.length = 0  # tokens taken in, padding included
         self.visible: dict[int, Tensor] = {}  # by a cache's capacity, [B, 1, 1, S]: what one new token sees; else all
+        # While a step is recorded (models/captured.py): `length` as a tensor [1], and how many entries are looked at
+        self.place: Tensor | None = None
+        self.span = 0
         self._pad(left_padding)
 
     def _pad(self, left_padding: Tensor | None) -> None:
         self.left_padding = left_padding if left_padding is not None and bool(left_padding.any()) else None  # [B]
         self.end = self.context + (0 if self.left_padding is None else int(self.left_padding.max()))  # of the last one
 
-    def reserve(self, new: int) -> None:
-        """Make ready for `new` tokens, and refuse them if they would fit no sequence's context. A sequence with less
-        padding may be past its end: what it gives then means nothing, and it overwrites only what it has itself no more
-        use for."""
+    def refuse(self, new: int) -> None:
+        """Raise ValueError if `new` tokens would fit no sequence's context. A sequence with less padding may be past
+        its end: what it gives then means nothing, and it overwrites only what it has itself no more use for."""
         if self.length + new > self.end:
             raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
-        capacities = {cache.capacity for cache in self.caches} if new == 1 and self.left_padding is not None else ()
+
+    def reserve(self, new: int) -> None:
+        """Make ready for `new` tokens, or `refuse` them."""
+        self.refuse(new)
+        masked = new == 1 and (self.left_padding is not None or self.place is not None)
+        capacities = {cache.capacity for cache in self.caches} if masked else ()
         self.visible = {capacity: self._visible(capacity) for capacity in capacities}  # once for all layers of a kind
 
+    def entries(self, capacity: int) -> int:
+        """How many of a cache's entries one new token looks at."""
+        return min(self.length + 1 if self.place is None else self.span, capacity)
+
     def _visible(self, capacity: int) -> Tensor:
-        slots = torch.arange(min(self.length + 1, capacity), device=self.left_padding.device)
-        positions = self.length - (self.length - slots) % capacity
-        return (positions[None] >= self.left_padding[:, None])[:, None, None]
+        now = self.length if self.place is None else self.place
+        first = self.left_padding[:, None] if self.left_padding is not None else now[:, None] * 0
+        slots = torch.arange(self.entries(capacity), device=first.device)
+        positions = now - (now - slots) % capacity  # below 0 where nothing is yet
+        return (positions[None] >= first)[:, None, None]
 
     def keep(self, rows: Tensor) -> None:
         """Forget all sequences but `rows` [n] int64, which from now on are the batch, in that order."""
@@ -106,7 +126,7 @@ class State:
     def positions(self, new: int, device: torch.device) -> Tensor:
         """Of the next `new` tokens, [B or 1, new] int64. Padding does not count; what is past a sequence's context has
         its last position."""
-        positions = torch.arange(self.length, self.length + new, device=device)[None]
+        positions = torch.arange(new, device=device)[None] + (self.length if self.place is None else self.place)
         if self.left_padding is None:
             return positions
         return (positions - self.left_padding[:, None]).clamp(0, self.context - 1)
@@ -198,8 +218,10 @@ class _Numbers:
         self._block = self._block[torch.tensor(rows, device=self._device)]
 
 
-def prefill(model: torch.nn.Module, input_ids: Tensor, state: State, chunk: int = 512) -> Tensor:
-    """Feed `input_ids` [B, T], T > 0, in chunks, so that masks stay small; returns the last token's logits [B, V]."""
+def prefill(model: torch.nn.Module, input_ids: Tensor, state: State, chunk: int | None = None) -> Tensor:
+    """Feed `input_ids` [B, T], T > 0, in chunks (None: of a suitable length), so that masks and logits stay small;
+    returns the last token's logits [B, V]."""
+    chunk = chunk or min(512, max(1, TOKENS_AT_ONCE // len(input_ids)))
     for start in range(0, input_ids.shape[1], chunk):
         logits = model.step(input_ids[:, start : start + chunk], state)
     return logits[:, -1]
@@ -216,6 +238,7 @@ def generate(
     entries: int | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    graphs: bool = False,
 ) -> list[list[int]]:
     """Continue every prompt, all together, from a cache.
 
@@ -225,6 +248,8 @@ def generate(
         on_token: called with (row, token id) as each token is drawn.
         entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
         seeds: of each sequence's draws, any 64-bit integers; None: from the sampling's seed on, one by one.
+        graphs: decode by CUDA graphs where there are some (models/captured.py): for batches on a GPU, where asking for
+            operations takes longer than they do.
 
     Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at its context's end.
     A sequence's draws depend on its own seed alone. What rounding makes of the logits does depend on the batch: in
@@ -247,7 +272,7 @@ def generate(
     if max_new_tokens < 1:
         return [[] for _ in prompts]
     with evaluating(model):
-        return _Batch(model, prompts, max_new_tokens, stop_ids, sampling, seeds, entries).run(on_token)
+        return _Batch(model, prompts, max_new_tokens, stop_ids, sampling, seeds, entries, graphs).run(on_token)
 
 
 @contextlib.contextmanager
@@ -273,6 +298,7 @@ class _Batch:
         sampling: Sampling,
         seeds: Sequence[int],
         entries: int | None,
+        graphs: bool,
     ):
         self.model, self.sampling, self.entries = model, sampling, entries
         self.stop_ids = set(stop_ids)
@@ -285,8 +311,10 @@ class _Batch:
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
         padded = [[0] * more + list(prompt) for more, prompt in zip(padding, prompts, strict=True)]
-        fed = longest + max(self.room) - 1  # the last token drawn is not fed
+        fed = -(-(longest + max(self.room) - 1) // GRAIN) * GRAIN  # at most: the last token drawn is not
         self.state = model.new_state(len(prompts), torch.tensor(padding, device=self.device), fed)
+        recorded = graphs and captured.available(self.device)
+        self.captured = captured.CapturedSteps(model, self.state) if recorded else None
         input_ids = torch.tensor(padded, dtype=torch.int64, device=self.device)
         self.logits = prefill(model, input_ids, self.state)[:, :entries]
         self.seen = self._seen(prompts) if sampling.repetition_penalty != 1.0 else None
@@ -294,6 +322,7 @@ class _Batch:
     def run(self, on_token: Callable[[int, int], None] | None) -> list[list[int]]:
         """Draw until every sequence has ended; returns the new ids of each."""
         every = 1 if on_token else READ_EVERY.get(self.device.type, 1)
+        still_running = STILL_RUNNING_CAPTURED if self.captured else STILL_RUNNING
         unread: list[Tensor] = []  # [B] each
         done, last = 0, max(self.room)
         while True:
@@ -309,9 +338,12 @@ class _Batch:
                 last = max(self.room[index] for index in self.running)
             if self.seen is not None:
                 self.seen.scatter_(1, next_ids[:, None], True)
-            if not unread and len(self.running) <= STILL_RUNNING * len(self.indices):
+            if not unread and len(self.running) <= still_running * len(self.indices):
                 next_ids = self._drop_ended(next_ids)
-            self.logits = self.model.step(next_ids[:, None], self.state)[:, -1, : self.entries]
+            self.logits = self._step(next_ids[:, None])[:, -1, : self.entries]
+
+    def _step(self, input_ids: Tensor) -> Tensor:
+        return self.captured(input_ids) if self.captured else self.model.step(input_ids, self.state)
 
     def _take(self, tokens: list[int], on_token: Callable[[int, int], None] | None) -> None:
         """One token a row, as text of those that still run."""
@@ -334,6 +366,8 @@ class _Batch:
         self.numbers.keep(rows)
         kept = torch.tensor(rows, device=self.device)
         self.state.keep(kept)
+        if self.captured and not self.captured.failed:
+            self.captured = captured.CapturedSteps(self.model, self.state)  # of the tensors that there are now
         self.seen = None if self.seen is None else self.seen[kept]
         return next_ids[kept]
 

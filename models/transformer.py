@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import initial
-from models.attention import Layout, Mask, attend_to_cache, attention, choose_kernel
+from models.attention import Layout, Mask, attend_to_cache, attention, kernel_for
 from models.config import ModelConfig
 from models.decoding import LayerCache, State
 from models.dropout import Dropout
@@ -270,7 +270,7 @@ class Transformer(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} tokens do not fit the model's context of {self.config.context}")
-        kernel = choose_kernel(input_ids.device, self.config.d_head, self._activation_dtype()).name
+        kernel = kernel_for(input_ids.device, self.config.d_head, self._activation_dtype(), length)
         layout = Layout.of(document_ids, length, input_ids.device, kernel)
         rotations = self._rotations(layout.positions)
         masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}

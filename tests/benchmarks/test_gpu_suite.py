@@ -48,3 +48,82 @@ def test_what_fails_or_does_not_fit_leaves_the_others_their_turn(monkeypatch):
     fits.clear()
     (failed,) = gpu_suite.training_rows(torch.device("cpu"), [], [])
     assert not failed["holds"] and "no kernel image" in failed["error"]
+
+
+def test_the_teachers_section_needs_nothing_but_torch(run, tmp_path):
+    """Its Python on a rented card may have nothing else."""
+    program = """
+import runpy, sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("yaml", "pydantic", "safetensors", "tokenizers", "transformers", "datasets",
+                                  "huggingface_hub", "accelerate", "httpx", "pyarrow", "numpy"):
+            raise ModuleNotFoundError(f"{name} is not there", name=name)
+
+sys.meta_path.insert(0, Nothing())
+runpy.run_module("benchmarks.gpu_suite", run_name="__main__")
+"""
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, tmp_path / "program.py", "--only", "teacher", "--json", tmp_path / "suite.json"]
+    finished = run(*command, PYTHONPATH=".")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "suite.json").read_text())
+    assert set(result["rows"]) == {"teacher"}
+    assert [(row["batch"], row["steps"], row["ids"]) for row in result["rows"]["teacher"]] == [
+        (2, "plain", "equal"), (3, "plain", "equal")]  # fmt: skip
+    assert any("CUDA graphs" in reason for reason in result["skipped"])
+
+
+def test_the_teacher_is_measured_by_graphs_too(monkeypatch):
+    """With a recording that is the recorded function itself. One that is wrong from its second token on does not
+    hold."""
+    import torch
+
+    from benchmarks import gpu_teacher
+    from models import captured
+    from models.inference import for_decoding
+
+    monkeypatch.setattr(captured, "available", lambda _device: True)
+    monkeypatch.setattr(gpu_teacher, "CHECKED", 30)
+    device = torch.device("cpu")
+    model = for_decoding(gpu_teacher.random_model(gpu_teacher.TINY, device), "bf16")
+
+    def measured(record):
+        monkeypatch.setattr(captured, "as_cuda_graph", record)
+        return gpu_teacher.teacher_row(device, model, 3, "graphs")
+
+    right = measured(lambda step: step)
+    assert right["holds"] and right["graph_error"] < 0.05 and "fallback" not in right
+
+    def stale(step):
+        out = step().clone()
+        return lambda: out
+
+    wrong = measured(stale)
+    assert not wrong["holds"] and wrong["graph_error"] > 0.5
+
+    def refused(step):
+        raise RuntimeError("no graphs here")
+
+    assert "no graphs here" in measured(refused)["fallback"]
+
+
+def test_qwen3_4bs_shape_has_its_parameters():
+    from benchmarks import gpu_teacher
+
+    assert gpu_teacher.QWEN3_4B.parameters()["total"] == 4_022_468_096
+
+
+def test_what_takes_too_long_is_ended_and_told():
+    import time
+
+    from benchmarks.gpu_teacher import _at_most
+
+    skipped = []
+    with _at_most(0.05, "a compiler", skipped):
+        try:
+            time.sleep(20)
+        except Exception:  # noqa: BLE001  as whoever is interrupted may do
+            raise AssertionError from None
+    assert skipped == ["a compiler: not done in the 0 s that were left"]

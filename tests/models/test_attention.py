@@ -7,7 +7,17 @@ import pytest
 import torch
 
 import models.attention
-from models.attention import BLOCK, Documents, Layout, attend_to_cache, attention, choose_kernel, reference
+from models.attention import (
+    BLOCK,
+    Documents,
+    Kernel,
+    Layout,
+    attend_to_cache,
+    attention,
+    choose_kernel,
+    kernel_for,
+    reference,
+)
 
 LENGTH = 37
 DOCUMENTS = {
@@ -157,6 +167,20 @@ def test_a_windowed_layer_costs_operations_linear_in_length(flop_counter):
     each_key = 3 * 4 * heads * width  # scores and values, forward and twice that backward, a multiply and an add each
     assert operations(512) == 512 * 2 * window * each_key
     assert operations(2048) == 2048 * 2 * window * each_key
+
+
+# Which kernel
+
+
+def test_no_length_but_the_trained_ones_waits_for_a_compiler(monkeypatch):
+    """Of 50 documents of 50 lengths, on an H100, each compiled flex attention anew, until torch gave up compiling."""
+    monkeypatch.setattr("models.attention.choose_kernel", lambda *_: Kernel("flex", "for a test"))
+    about = torch.device("cpu"), 32, torch.float32
+    assert kernel_for(*about, 1598) == kernel_for(*about, 256) == "flex"
+    with torch.no_grad():
+        assert kernel_for(*about, 1598) == "banded" and kernel_for(*about, 256) == "flex"
+    with torch.inference_mode():
+        assert kernel_for(*about, 1598) == "banded"
 
 
 # The CUDA kernel's masks, on the CPU
