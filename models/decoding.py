@@ -219,11 +219,11 @@ class _Numbers:
 
 
 def prefill(model: torch.nn.Module, input_ids: Tensor, state: State, chunk: int | None = None) -> Tensor:
-    """Feed `input_ids` [B, T], T > 0, in chunks (None: of a suitable length), so that masks and logits stay small;
-    returns the last token's logits [B, V]."""
+    """Feed `input_ids` [B, T], T > 0, in chunks (None: of a suitable length), so that masks and activations stay
+    small; returns the last token's logits [B, V]."""
     chunk = chunk or min(512, max(1, TOKENS_AT_ONCE // len(input_ids)))
     for start in range(0, input_ids.shape[1], chunk):
-        logits = model.step(input_ids[:, start : start + chunk], state)
+        logits = model.step(input_ids[:, start : start + chunk], state, only_last=True)
     return logits[:, -1]
 
 

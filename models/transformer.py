@@ -316,8 +316,10 @@ class Transformer(nn.Module):
         ]
         return State(caches, self.config.context, left_padding)
 
-    def step(self, input_ids: Tensor, state: State) -> Tensor:
+    def step(self, input_ids: Tensor, state: State, only_last: bool = False) -> Tensor:
         """Logits [B, t, V] of `t` more tokens `input_ids` [B, t] after what `state` has seen; `state` takes them in.
+        `only_last`: those of the last token alone, [B, 1, V], for of a long prompt and a large vocabulary all of them
+        would fill a card.
 
         Raises:
             ValueError: the tokens would pass the end of the model's context.
@@ -329,7 +331,7 @@ class Transformer(nn.Module):
         for block, cache in zip(self.blocks, state.caches, strict=True):
             x = block.step(x, rotations[block.attention.window is None], cache, state)
         state.advance(input_ids.shape[1])
-        return self._logits(self.final_norm(x))
+        return self._logits(self.final_norm(x[:, -1:] if only_last else x))
 
     def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
         """(cos, sin) of windowed layers, then of global ones."""

@@ -3,11 +3,16 @@
 A command that is added to the README without a line here fails the first test.
 """
 
+import functools
+import json
 import os
 import re
 import shlex
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,6 +36,20 @@ SMALL_TINYSTORIES = [
     "evaluation.final_tokens=2000", "data.sources.tinystories.documents=200", "data.sources.textbooks.documents=20",
     *(f"phases.{phase}.{key}" for phase in range(3) for key in ("tokens=8192", "batch_tokens=4096")),
 ]  # fmt: skip
+SMALL_CHAT = [
+    "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
+    "data.sources.talk.documents=200", "data.sources.textbooks.documents=20", "phases.0.tokens=16384",
+]  # fmt: skip
+SMALL_JOB = [
+    "problems.count=30", "job.samples=2", "job.chunk=15", "teacher.engine=endpoint", "teacher.url=SERVER",
+    "teacher.allow=[seed, top_k, min_p]", "problems.evaluation_sets.gsm8k.split=test",
+]  # fmt: skip
+SMALL_STUDENT = [
+    "run.init_from=null", "tokenizer.path=TOKENIZER", "model.vocab_size=null", "model.n_layers=2", "model.d_model=32",
+    "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8", "model.d_ff=64", "phases.0.tokens=16384",
+    "phases.0.batch_tokens=4096", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
+    "data.sources.replay={from: \"jsonl:PATH\", documents: 50}",
+]  # fmt: skip
 OVERRIDES = {  # what shrinks a command of the README; None: another test runs it
     "make train": SMALL_DEFAULT,
     "make test": None,  # this is it
@@ -48,6 +67,14 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     'python generate.py --checkpoint runs/default "Once upon a time"': [],
     'python generate.py --checkpoint runs/default --temperature 0.7 --top-p 0.9 --max-new-tokens 60 "One day" "The dog"': [],  # noqa: E501
     "python generate.py --checkpoint runs/default --temperature 0 $'First Tom has 5 apples. Next Tom buys 4. Last Tom gives away 2. How many apples does Tom have?\\n'": [],  # noqa: E501
+    f"{TRAIN} --config configs/chat.yaml": SMALL_CHAT,
+    "python generate.py --checkpoint runs/chat --chat": [],
+    "python -m evaluation.chat --checkpoint runs/chat --data jsonl:../shared/data/chat/dolly_15k.jsonl": ["--limit=8", "--max-new-tokens=8"],  # noqa: E501
+    "accelerate launch -m distill.generate --config configs/distill/gsm8k.yaml --preview": SMALL_JOB,
+    "accelerate launch -m distill.generate --config configs/distill/gsm8k.yaml": SMALL_JOB,
+    "python -m distill.filter traces/gsm8k-FINGERPRINT --out gsm8k --evaluation-set gsm8k=hub:openai/gsm8k/main:question": [],  # noqa: E501
+    f"{TRAIN} --config configs/qwen3-0.6b-gsm8k.yaml data.sources.gsm8k.from=parquet:datasets/gsm8k-FINGERPRINT/data/*.parquet": SMALL_STUDENT,  # noqa: E501
+    "python -m evaluation.gsm8k --checkpoint runs/qwen3-0.6b-gsm8k --baseline hub:Qwen/Qwen3-0.6B-Base --data hub:openai/gsm8k/main --split dev": ["--limit=4", "--max-new-tokens=8"],  # noqa: E501
     "python -m observe.report runs/default": [],
     "python -m data.inspect shards/NAME-FINGERPRINT": [],
     "python -m data.publish shards/NAME-FINGERPRINT OWNER/NAME --dry-run": [],
@@ -59,15 +86,44 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
 def checkout(tmp_path_factory) -> Path:
     """The project's files in a folder of their own, so that commands write there."""
     target = tmp_path_factory.mktemp("readme") / "slms"
-    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "shards", "__pycache__", ".*_cache", "wandb")
+    made = ("runs", "shards", "traces", "datasets", "wandb", ".*")
+    ignore = shutil.ignore_patterns("__pycache__", *made)
     shutil.copytree(ROOT, target, ignore=ignore)
     return target
 
 
-def localised(text: str, real_data: Path) -> str:
-    """The command or config with the real text's place on this machine."""
+def localised(text: str, real_data: Path, split: str = "train") -> str:
+    """The command or config with the real text's place on this machine, and runs of ours for models of the Hub."""
     text = text.replace("jsonl:PATH", f"jsonl:{real_data}/tinystories/valid.jsonl")
+    text = text.replace("hub:openai/gsm8k/main", f"jsonl:{real_data}/gsm8k/{split}.jsonl")
+    text = text.replace("hub:Qwen/Qwen3-0.6B-Base", "runs/default")
     return text.replace("../shared/data", str(real_data))
+
+
+@pytest.fixture
+def teacher(real_data) -> Iterator[str]:
+    """The address of a server that solves GSM8K's training problems as people did."""
+    lines = (real_data / "gsm8k" / "train.jsonl").read_text().splitlines()
+    solutions = {row["question"].strip(): row["answer"] for row in map(json.loads, lines)}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+            message = {"role": "assistant", "content": solutions.get(asked.strip(), "#### 0")}
+            usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+            body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
 
 
 def test_every_command_is_known():
@@ -75,9 +131,11 @@ def test_every_command_is_known():
 
 
 @pytest.mark.timeout(900)
-def test_every_command_runs_in_order(checkout, run, real_data):
-    config = checkout / "configs" / "tinystories-cpu.yaml"
-    config.write_text(localised(config.read_text(), real_data))
+def test_every_command_runs_in_order(checkout, run, real_data, teacher):
+    for name in ("tinystories-cpu", "chat", "distill/gsm8k", "qwen3-0.6b-gsm8k"):
+        config = checkout / "configs" / f"{name}.yaml"
+        exam = ('hub:openai/gsm8k/main", field', f'jsonl:{real_data}/gsm8k/test.jsonl", field')
+        config.write_text(localised(config.read_text().replace(*exam), real_data))
     for command in COMMANDS:
         overrides = OVERRIDES[command]
         if overrides is None:
@@ -85,7 +143,15 @@ def test_every_command_runs_in_order(checkout, run, real_data):
         if command == "make train":  # without the installation, which test_makefile.py looks at
             command = TRAIN
         some = next((path.name for path in checkout.glob("shards/[a-z]*-*") if "tokenizer" not in path.name), "none")
-        command = localised(command, real_data).replace("NAME-FINGERPRINT", some)
+        command = localised(command, real_data, "test" if "distill.filter" in command else "train")
+        command = command.replace("NAME-FINGERPRINT", some)
+        for folder in ("traces", "datasets"):
+            made = next((path.name for path in checkout.glob(f"{folder}/gsm8k-????????????")), "none")
+            command = command.replace(f"{folder}/gsm8k-FINGERPRINT", f"{folder}/{made}")
+        tokenizer = next((str(path) for path in checkout.glob("shards/tokenizer-*/")), "none")
+        places = {"SERVER": teacher, "TOKENIZER": tokenizer, "jsonl:PATH": f"jsonl:{real_data}/tinystories/valid.jsonl"}
+        overrides = [functools.reduce(lambda text, pair: text.replace(*pair), places.items(), override)
+                     for override in overrides]  # fmt: skip
         parts = shlex.split(command.replace("$'", "'").replace("\\n'", "\n'"))  # as bash reads $'...\n'
         given = {part.partition("=")[0] for part in parts}
         environment = dict(part.split("=", 1) for part in parts if part.startswith("ACCELERATE_USE_CPU="))

@@ -142,6 +142,8 @@ def test_a_step_past_the_context_is_refused_and_changes_nothing(small):
     with pytest.raises(ValueError, match="90 \\+ 7 tokens .* context of 96"):
         small.step(input_ids[:, :7], state)
     assert_same_logits(small.step(input_ids[:, 90:], state), small(input_ids)[:, 90:])
+    last = small.step(input_ids, small.new_state(len(input_ids)), only_last=True)
+    assert_same_logits(last, small(input_ids)[:, -1:])
     with pytest.raises(ValueError, match="96 \\+ 1 tokens"):
         small.step(input_ids[:, :1], state)
 
@@ -334,7 +336,7 @@ def test_greedy_generation_takes_the_likeliest_past_the_window_to_the_context_en
 def test_generation_runs_the_model_no_oftener_than_it_must(small):
     calls = []
     step = small.step
-    small.step = lambda input_ids, state: calls.append(input_ids.shape[1]) or step(input_ids, state)
+    small.step = lambda input_ids, state, **how: calls.append(input_ids.shape[1]) or step(input_ids, state, **how)
     generate(small, [tokens(SMALL, 6)[0].tolist()], 4, sampling=GREEDY)
     assert calls == [6, 1, 1, 1]
 
@@ -423,7 +425,7 @@ def test_sequences_that_have_ended_leave_the_batch(small, monkeypatch, every):
     expected = [text[: text.index(stop)] if stop in text else text for text in expected]
     sizes = []
     step = small.step
-    small.step = lambda input_ids, state: sizes.append(len(input_ids)) or step(input_ids, state)
+    small.step = lambda input_ids, state, **how: sizes.append(len(input_ids)) or step(input_ids, state, **how)
     assert generate(small, prompts, 1000, [stop], GREEDY) == expected
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == 8 and sizes[-1] <= 2
     longest = max(map(len, expected))
@@ -462,7 +464,7 @@ def test_generation_ends_early_when_every_row_has_stopped(small):
     free = generate(small, [[1], [2]], 20, sampling=GREEDY)
     lengths = []
     step = small.step
-    small.step = lambda input_ids, state: lengths.append(state.length) or step(input_ids, state)
+    small.step = lambda input_ids, state, **how: lengths.append(state.length) or step(input_ids, state, **how)
     assert generate(small, [[1], [2]], 20, {free[0][0], free[1][0]}, GREEDY) == [[], []]
     assert lengths == [0]
 
