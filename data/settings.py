@@ -6,7 +6,7 @@ from typing import Literal
 
 import pydantic
 
-from data import sources
+from data import embedded, sources
 from data.preparation.filters import FilterSection
 from settings import Problem, Section, in_the_way, kind_of
 
@@ -37,6 +37,8 @@ class SourceSection(Section):
             found.append(Problem("part", self.part, f"there are only {of} parts: use 1/{of} to {of}/{of}"))
         if self.conversations:
             found += self._problems_of_conversations()
+        elif self.is_embedded and self.from_.partition(":")[2] in embedded.FACTS:
+            found.append(Problem("conversations", False, f"set it to true: {self.from_} is questions and answers"))
         if self.is_embedded and self.documents is None:
             found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))
         if self.valid_from is not None:
@@ -53,8 +55,11 @@ class SourceSection(Section):
     def _problems_of_conversations(self) -> list[Problem]:
         found = []
         for key, source in (("from", self.from_), ("valid_from", self.valid_from)):
-            if source and source.startswith(("embedded:", "text:")):
-                found.append(Problem(key, source, "name jsonl:, parquet: or hub:, whose rows can be conversations"))
+            kind, _, corpus = (source or "").partition(":")
+            if kind == "text" or (kind == "embedded" and corpus not in embedded.CONVERSATIONS):
+                made = ", ".join(f"embedded:{name}" for name in embedded.CONVERSATIONS)
+                remedy = f"name jsonl:, parquet: or hub:, whose rows can be conversations, or one of {made}"
+                found.append(Problem(key, source, remedy))
         if self.field != "text":
             remedy = "leave it out: of conversations, the columns are known (messages, prompt and completion, ...)"
             found.append(Problem("field", self.field, remedy))

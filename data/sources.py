@@ -112,7 +112,7 @@ def fault(source: str) -> str | None:
     except ValueError as error:
         return str(error)
     if kind == "embedded":
-        return None if rest in embedded.KINDS else "the embedded corpora are " + ", ".join(embedded.KINDS)
+        return None if rest in embedded.CORPORA else "the embedded corpora are " + ", ".join(embedded.CORPORA)
     if kind == "hub":
         if Path(rest).expanduser().is_dir() or _HUB_NAME.fullmatch(rest):
             return None
@@ -179,7 +179,8 @@ def read_piece(piece: Piece, field: str | None = "text") -> Iterator[str | BadRo
     path = Path(piece.place)
     try:
         if piece.kind == "embedded":
-            yield from embedded.documents(piece.place, piece.split, piece.stop, piece.seed, first=piece.start)
+            made = embedded.talks if field is None else embedded.documents
+            yield from made(piece.place, piece.split, piece.stop, piece.seed, first=piece.start)
         elif piece.kind == "hub":
             yield from _hub_documents(piece.place, field, piece.split)
         elif piece.kind == "jsonl" and _is_array(path):

@@ -161,7 +161,8 @@ def estimated_tokens(source: SourceSection) -> int | None:
     """Tokens of a source at a byte-level BPE's usual four bytes a token; None for the Hub, which nobody asks here."""
     kind, rest = sources.parse(source.from_)
     if kind == "embedded":
-        some = list(islice(embedded.documents(rest, "train", 20, seed=0), 20))
+        made = embedded.talks if source.conversations else embedded.documents
+        some = list(islice(made(rest, "train", 20, seed=0), 20))
         return int(sum(len(text) for text in some) / len(some) * (source.documents or 0) / 4)
     if kind == "hub":
         return None

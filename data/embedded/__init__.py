@@ -3,18 +3,25 @@
 It needs no file and no network, never ends, and is the same on every machine. `documents(kind, split, count, seed)`
 streams it. Whether a document is for training or validation follows from a hash of its essence (draw.py), so a
 validation document never occurs in training, whatever the seeds and counts.
+
+Some corpora are conversations (`talks`): facts about invented subjects (facts.py), which are as many as they
+are, and the word problems, as a question and its solution.
 """
 
 from collections.abc import Iterator
 from itertools import count as count_from
 
-from data.embedded import errands, long_documents, problems, stories
+from data import conversations
+from data.embedded import errands, facts, long_documents, problems, stories
 from data.embedded.draw import SPLITS, Draw, Split
 from data.embedded.long_documents import Recall
 from data.embedded.problems import Problem
 
 VERSION = 1  # raised whenever a document changes: shards made from an older corpus are then made again
 KINDS = ("stories", "problems", "recall")
+FACTS: dict[str, facts.Group] = {"facts": "missing", "known-facts": "known"}  # conversations, and nothing else
+CONVERSATIONS = ("problems", *FACTS)
+CORPORA = (*KINDS, *FACTS)
 ERRANDS = 0.4  # share of the stories that are errands (errands.py)
 
 
@@ -56,3 +63,23 @@ def documents(kind: str, split: Split, count: int | None, seed: int, first: int 
     """The first `count` documents of a kind, or all of them, without end, for None; from number `first` on."""
     for index in count_from(first) if count is None else range(first, count):
         yield document(kind, index, split, seed)
+
+
+def talks(kind: str, split: Split, count: int | None, seed: int, first: int = 0) -> Iterator[str]:
+    """`documents` of a kind that is conversations, each as the text that data.conversations makes of one; of facts no
+    more than there are.
+
+    Raises:
+        ValueError: there are no conversations of that kind, or there is no such split.
+    """
+    if kind not in CONVERSATIONS:
+        raise ValueError(f"embedded:{kind} has no conversations; those that have are {', '.join(CONVERSATIONS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} does not exist; the splits are {', '.join(SPLITS)}")
+    if kind in FACTS:
+        for question, answer in facts.questions(seed, FACTS[kind], split)[first:count]:
+            yield conversations.of_row({"question": question, "answer": answer})
+        return
+    for index in count_from(first) if count is None else range(first, count):
+        task = problem(index, split, seed)
+        yield conversations.of_row({"question": task.question, "answer": task.solution})
