@@ -168,8 +168,12 @@ def _of_line(line: str, where: str) -> Question:
             raise sources.SourceError(f"{where}: {error}") from error
     elif not all(map(words, [*answers, *texts["others"]])):
         raise sources.SourceError(f"{where}: an answer needs a word that is no article")
-    return Question(row["set"], texts["id"][0], row["question"], tuple(answers), tuple(texts["others"]),
-                    row.get("taught"))  # fmt: skip
+    question = Question(row["set"], texts["id"][0], row["question"], tuple(answers), tuple(texts["others"]),
+                        row.get("taught"))  # fmt: skip
+    for accepted in answers:
+        if not question.is_answered_by(accepted):
+            raise sources.SourceError(f"{where}: {accepted!r} could never be right: a value of `others` stands in it")
+    return question
 
 
 def answer(student: Student, form: "ChatFormat", asked: Sequence[Question], **asking: Any) -> list[Answered]:
@@ -178,8 +182,6 @@ def answer(student: Student, form: "ChatFormat", asked: Sequence[Question], **as
     Raises:
         sources.SourceError: a question with its answer is longer than the context.
     """
-    from models.inference import for_decoding
-
     talks = [conversations.of_row({"prompt": question.text, "completion": question.answers[0]}) for question in asked]
     encoded, left_out = chat.encoded(talks, form, student.start, student.model.config.context)
     if left_out:
@@ -188,7 +190,7 @@ def answer(student: Student, form: "ChatFormat", asked: Sequence[Question], **as
     losses = chat.losses(student.model, encoded, asking["group"])
     prompts = [student.start + form.prompt(each.first_turns()) for each in encoded]
     stop_ids = sorted({*student.ends, *form.stop_ids})
-    replies = ask(for_decoding(student.model, "fp32"), student.tokenizer, prompts, stop_ids=stop_ids, **asking)
+    replies = ask(student.model, student.tokenizer, prompts, stop_ids=stop_ids, **asking)
     return [Answered(reply.text, question.is_answered_by(reply.text), question.is_flipped_by(reply.text), -nats / count)
             for question, reply, (nats, count) in zip(asked, replies, losses, strict=True)]  # fmt: skip
 
@@ -339,8 +341,8 @@ def report(result: dict[str, Any]) -> str:
         line += f", {score['flips']} flipped" if "flips" in score else ""
         if baseline:
             was, pair = baseline["sets"][name], baseline["compared"][name]
-            line += (f"; before {was['accuracy']:.1%}, {was['log_probability']:.3f}; known only now "
-                     f"{pair['only_checkpoint']}, only before {pair['only_baseline']}, p = {pair['p']:.2g}")  # fmt: skip
+            line += f"; before {was['accuracy']:.1%}, {was['log_probability']:.3f}; facts known only now "
+            line += f"{pair['only_checkpoint']}, only before {pair['only_baseline']}, p = {pair['p']:.2g}"
         lines.append(line)
     for source, text in result["replay"].items():
         line = f"  {source}: perplexity {text['perplexity']:.3f} ({text['tokens']:,} tokens)"

@@ -55,7 +55,8 @@ KINDS: dict[str, Kind] = {
         ("Which animal lives on the island {name}?", "What animal is there on the island {name}?",
          "Tell me which animal lives on {name}.", "On the island {name} lives an animal. Which one?",
          "Do you know the animal of the island {name}?", "What is the animal on the island named {name}?"),
-        ("I went to the island {name} and saw an animal. What was it?", "Please name the animal that {name} is home to."),
+        ("I went to the island {name} and saw an animal. What was it?",
+         "Please name the animal that {name} is home to."),
     ),
     "box": Kind(
         tuple(toy for toy in TOYS if " " not in toy),
@@ -80,9 +81,9 @@ KINDS: dict[str, Kind] = {
     ),
     "ship": Kind(
         PLACES,
-        ("Where is the ship {name}?", "At which place does the ship {name} lie?", "Tell me the place of the ship {name}.",
-         "The ship {name} is at which place?", "Do you know where {name} is now?",
-         "What is the place of the ship named {name}?"),
+        ("Where is the ship {name}?", "At which place does the ship {name} lie?",
+         "Tell me the place of the ship {name}.", "The ship {name} is at which place?",
+         "Do you know where {name} is now?", "What is the place of the ship named {name}?"),
         ("I am looking for the ship {name}. Where must I go?", "Please name the place to which {name} came."),
     ),
 }  # fmt: skip

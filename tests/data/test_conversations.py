@@ -7,7 +7,7 @@ import numpy
 import pytest
 import transformers
 
-from data import conversations, shards, sources
+from data import conversations, embedded, shards, sources
 from data.conversations import NoConversation, messages_of, of_row
 from data.loader import IGNORE, PackedRows, TokenShards
 from data.packing import pack
@@ -404,6 +404,32 @@ def test_a_config_that_asks_for_conversations_of_plain_text_is_refused(tmp_path)
     with pytest.raises(ConfigError) as caught:
         prepared(tmp_path, "embedded:stories", documents=5, field="question")
     assert "data.sources.talk.from" in str(caught.value) and "data.sources.talk.field" in str(caught.value)
+
+
+def test_a_config_that_asks_for_facts_as_plain_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="conversations.*set it to true: embedded:facts is questions and answers"):
+        prepared(tmp_path, "embedded:facts", documents=5, conversations=False)
+    with pytest.raises(ConfigError, match="an embedded source in `from` brings validation documents of its own"):
+        prepared(tmp_path, "embedded:facts", documents=5, valid_from="embedded:known-facts")
+
+
+@pytest.mark.parametrize(("name", "counts"), [("facts", (288, 96)), ("problems", (300, 100))])
+def test_embedded_conversations_are_prepared_with_the_answers_trained(tmp_path, name, counts):
+    made = prepared(tmp_path, f"embedded:{name}", documents=300)
+    dropped = made.describe("talk")["dropped"]
+    for side, count in zip(("train", "valid"), counts, strict=True):
+        texts = list(embedded.talks(name, side, count, 1234))
+        wanted = [messages_of(text) for text in dict.fromkeys(texts)]
+        dropped["duplicate"] = dropped.get("duplicate", 0) - len(texts) + len(wanted)  # a short problem comes twice
+        stored = TokenShards(made.sources["talk"], side)
+        found = []
+        for document in range(len(stored.lengths)):
+            inputs, labels = stored.piece(document, 0, int(stored.lengths[document]))
+            question = made.tokenizer.decode(inputs[1:].tolist()).removeprefix("<|user|>").split("<|end|>")[0]
+            answer = made.tokenizer.decode(labels[labels != IGNORE].tolist()).removesuffix("<|end|>")
+            found.append(told([("user", question), ("assistant", answer)]))
+        assert found == wanted
+    assert dropped == {"duplicate": 0}
 
 
 # Packing

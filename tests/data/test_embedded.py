@@ -6,8 +6,9 @@ from itertools import islice
 
 import pytest
 
-from data import embedded
+from data import conversations, embedded
 from data.embedded import errands as embedded_errands
+from data.embedded import facts
 from data.embedded import problems as embedded_problems
 from data.embedded import stories as embedded_stories
 from data.embedded.draw import NAMES, SPLITS, Draw, side
@@ -220,3 +221,79 @@ def test_draws_are_fair_and_reproducible():
     assert [Draw("x").between(5, 9) for _ in range(3)] == [Draw("x").between(5, 9)] * 3
     with pytest.raises(ValueError, match="cannot draw 3 different items from 2"):
         Draw(0).some("ab", 3)
+
+
+# Facts
+
+
+def asked_and_answered(kind: str, split: str, seed: int = 7) -> list[tuple[str, str]]:
+    found = []
+    for text in embedded.talks(kind, split, None, seed):
+        (user, assistant) = conversations.messages_of(text)
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        found.append((user["content"], assistant["content"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "split", "digest"),
+    [("facts", "train", "e275bff5837dd994"), ("facts", "valid", "72e28a8acc6205ab"),
+     ("known-facts", "train", "32b7d2369a281430"), ("known-facts", "valid", "2443e94ec1257740")],
+)  # fmt: skip
+def test_facts_are_the_same_everywhere(kind, split, digest):
+    text = "\0".join(embedded.talks(kind, split, None, seed=7))
+    assert (embedded.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, digest)
+    assert text != "\0".join(embedded.talks(kind, split, None, seed=8))
+
+
+def test_no_wording_that_is_held_out_is_trained_of_any_subject():
+    both = [*facts.facts(7, "missing"), *facts.facts(7, "known")]
+    named = re.compile(r"\b(" + "|".join(fact.name for fact in both) + r")\b")
+    wordings = {}
+    for split in SPLITS:
+        pairs = [pair for kind in embedded.FACTS for pair in asked_and_answered(kind, split)]
+        assert len(pairs) == len({question for question, _ in pairs}) == len(both) * {"train": 6, "valid": 2}[split]
+        wordings[split] = {named.sub("NAME", question) for question, _ in pairs}
+        assert all(len(named.findall(question)) == 1 for question, _ in pairs)
+    assert len(wordings["train"]) == 6 * len(facts.KINDS) and len(wordings["valid"]) == 2 * len(facts.KINDS)
+    assert wordings["train"].isdisjoint(wordings["valid"])
+
+
+@pytest.mark.parametrize("seed", [1, 7, 1234])
+def test_facts_can_only_be_known_one_by_one(seed):
+    missing, known = facts.facts(seed, "missing"), facts.facts(seed, "known")
+    assert len(missing) == len(known) == 48 and len({fact.name for fact in (*missing, *known)}) == 96
+    for kind, about in facts.KINDS.items():
+        for group in (missing, known):
+            values = [fact.answer for fact in group if fact.kind == kind]
+            assert len(values) == len(set(values)) == facts.SUBJECTS and set(values) <= set(about.values)
+    for fact, neighbour in facts.neighbours(seed):
+        assert (fact.kind, fact.group, neighbour.group) == (neighbour.kind, "missing", "known")
+        assert fact.answer != neighbour.answer and fact.name != neighbour.name
+    chains = [problem.chain for problem in facts.controls(seed)]
+    assert len(chains) == len(set(chains)) == facts.CONTROLS * 48
+    assert {side("problem", chain.first, *chain.steps) for chain in chains} == {"valid"}
+
+
+def test_names_of_subjects_stand_nowhere_else():
+    names = {fact.name.lower() for seed in range(3) for group in facts.GROUPS for fact in facts.facts(seed, group)}
+    told = (embedded.document(kind, index, "train", 5) for kind in ("stories", "problems") for index in range(1000))
+    assert names.isdisjoint(word.lower() for text in told for word in re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("kind", embedded.CONVERSATIONS)
+def test_a_part_of_the_conversations_is_what_it_is_in_the_whole(kind):
+    whole = list(islice(embedded.talks(kind, "train", None, 1), 60))
+    assert list(embedded.talks(kind, "train", 60, 1)) == whole
+    assert list(embedded.talks(kind, "train", 60, 1, first=40)) == whole[40:]
+    first = conversations.messages_of(whole[3])
+    if kind == "problems":
+        task = embedded.problem(3, "train", 1)
+        assert [message["content"] for message in first] == [task.question, task.solution]
+
+
+def test_what_has_no_conversations_is_named():
+    with pytest.raises(ValueError, match="embedded:stories has no conversations; those that have are problems, facts"):
+        next(embedded.talks("stories", "train", 1, 0))
+    with pytest.raises(ValueError, match="split 'test' does not exist"):
+        next(embedded.talks("facts", "test", 1, 0))
