@@ -39,7 +39,7 @@ class SourceSection(Section):
             found += self._problems_of_conversations()
         elif self.is_embedded and self.from_.partition(":")[2] in embedded.FACTS:
             found.append(Problem("conversations", False, f"set it to true: {self.from_} is questions and answers"))
-        if self.is_embedded and self.documents is None:
+        if self.is_embedded and self.documents is None and self.from_.partition(":")[2] not in embedded.FACTS:
             found.append(Problem("documents", None, f"say how many documents to make: {self.from_} never ends"))
         if self.valid_from is not None:
             if self.valid_from.startswith("embedded:"):

@@ -137,7 +137,7 @@ def documents(
         field: column of JSON lines, parquet and Hub rows that holds the text; None: the rows are conversations, and
             what comes out is the one text that data.conversations makes of each.
         split: side of an embedded or Hub source; files have no sides and are read whole for either.
-        count: stop after this many documents (bad rows not counted); embedded sources never end without it.
+        count: stop after this many documents (bad rows not counted); of embedded sources, only facts end without it.
         seed: of the embedded generator.
 
     Raises:
@@ -220,7 +220,8 @@ def _wholes(source: str, split: Split, count: int | None, seed: int) -> list[Pie
     """One piece for each file, generator or data set of a source."""
     kind, rest = parse(source)
     if kind == "embedded":
-        return [Piece(kind, rest, 0, count, split, seed)]
+        there = embedded.size(rest, split)
+        return [Piece(kind, rest, 0, count if there is None else min(count or there, there), split, seed)]
     if kind == "hub":
         return [Piece(kind, rest, split=split)]
     paths = files(source)

@@ -5,6 +5,7 @@ of each block keeps. Estimates say so; nothing here measures.
 """
 
 import dataclasses
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ def estimated_tokens(source: SourceSection) -> int | None:
     if kind == "embedded":
         made = embedded.talks if source.conversations else embedded.documents
         some = list(islice(made(rest, "train", 20, seed=0), 20))
-        return int(sum(len(text) for text in some) / len(some) * (source.documents or 0) / 4)
+        there = embedded.size(rest, "train") or math.inf
+        return int(sum(len(text) for text in some) / len(some) * min(source.documents or there, there) / 4)
     if kind == "hub":
         return None
     return sum(path.stat().st_size for path in sources.files(source.from_)) // 4

@@ -65,6 +65,11 @@ def documents(kind: str, split: Split, count: int | None, seed: int, first: int 
         yield document(kind, index, split, seed)
 
 
+def size(kind: str, split: Split) -> int | None:
+    """How many documents of a kind there are; None for those that never end."""
+    return facts.count(split) if kind in FACTS else None
+
+
 def talks(kind: str, split: Split, count: int | None, seed: int, first: int = 0) -> Iterator[str]:
     """`documents` of a kind that is conversations, each as the text that data.conversations makes of one; of facts no
     more than there are.

@@ -146,6 +146,11 @@ def controls(seed: int) -> list[Problem]:
     return list(found.values())
 
 
+def count(split: Split) -> int:
+    """How many documents a group has."""
+    return len(KINDS) * SUBJECTS * (TRAINED if split == "train" else HELD_OUT)
+
+
 def questions(seed: int, group: Group, split: Split) -> list[tuple[str, str]]:
     """(question, answer) of every document of a group: each fact in its first wording, then each in the next one."""
     asked = [(fact, fact.trained if split == "train" else fact.held_out) for fact in facts(seed, group)]

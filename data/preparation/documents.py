@@ -180,7 +180,7 @@ class Documents:
 
 def valid_count(source: SourceSection) -> int | None:
     """How many validation documents an embedded source brings along; None for a source that is not embedded."""
-    return max(100, source.documents // 20) if source.is_embedded else None
+    return max(100, (source.documents or 0) // 20) if source.is_embedded else None
 
 
 def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | None:

@@ -33,9 +33,10 @@ PARAMETERS = {
     "qwen3-0.6b-gsm8k": 596_049_920,
     "flow-1b-gsm8k": 1_199_646_720,
     "flow-qwen-gsm8k": 596_049_920,
+    "tutor": 984_192,
 }
-TUNING = {"chat", "gsm8k-rationales", "qwen3-0.6b-gsm8k", "flow-1b-gsm8k", "flow-qwen-gsm8k"}  # they begin with weights
-LOCAL = {"tinystories-cpu", "chat", "flow-1b-gsm8k", "flow-qwen-gsm8k"}  # and with files that may not be there
+TUNING = {"chat", "gsm8k-rationales", "qwen3-0.6b-gsm8k", "flow-1b-gsm8k", "flow-qwen-gsm8k", "tutor"}  # with weights
+LOCAL = {"tinystories-cpu", "chat", "flow-1b-gsm8k", "flow-qwen-gsm8k", "tutor"}  # and with files that may not be there
 
 
 def promised(name: str) -> str:
