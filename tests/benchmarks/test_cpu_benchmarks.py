@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import attention_scaling, decode, result, train_throughput
+from benchmarks import attention_scaling, decode, result, train_throughput, tutoring
 
 
 @pytest.mark.parametrize("side", train_throughput.SIDES)
@@ -41,3 +41,30 @@ def test_a_measurement_has_a_process_of_its_own(run, tmp_path):
         *((4, side) for side in decode.SIDES), *((6, side) for side in decode.OURS)
     ]  # fmt: skip
     assert all(row["times_transformers"] for row in rows[:5])
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [({}, None), ({"held_out": 0.52}, "held-out wordings"), ({"neighbours": 0.84}, "neighbours lose"),
+     ({"controls": 0.84}, "controls lose"), ({"embedded:stories": 2.12}, "perplexity of embedded:stories"),
+     ({"p": 0.02}, "held-out wordings")],
+)  # fmt: skip
+def test_tutoring_holds_only_if_every_claim_does(change, broken):
+    after = {"trained": 1.0, "held_out": 0.6, "neighbours": 0.86, "controls": 0.86, "embedded:stories": 2.05,
+             "embedded:problems": 1.3, "p": 0.001, **change}  # fmt: skip
+    before = {"trained": 0.0, "held_out": 0.05, "neighbours": 0.9, "controls": 0.9, "embedded:stories": 2.3,
+              "embedded:problems": 1.3}  # fmt: skip
+
+    def sets(state):
+        told = {"total": 9, "low": 0.0, "high": 1.0, "log_probability": -1.0}
+        return {name: {**told, "accuracy": state[name]} for name in ("trained", "held_out", "neighbours", "controls")}
+
+    def texts(state):
+        return {source: {"perplexity": state[source]} for source in tutoring.REPLAY}
+
+    pairs = {name: {"p": after["p"]} for name in sets(after)}
+    start = {**before, "embedded:stories": 2.0}
+    found = {"sets": sets(after), "replay": texts(after), "start": texts(start),
+             "baseline": {"sets": sets(before), "replay": texts(before), "compared": pairs}}  # fmt: skip
+    failed = [claim for claim, holds in tutoring.held(found).items() if not holds]
+    assert len(failed) == (broken is not None) and all(broken in claim for claim in failed)
