@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from data.settings import SourceSection
 from models import build_model
 from settings import ConfigError, read, validate
-from training.budget import plan
+from training.budget import estimated_tokens, plan
 from training.settings import RunConfig
 
 CONFIG = validate(RunConfig, read("config.yaml"))
@@ -51,6 +52,12 @@ def test_disk_holds_every_checkpoint_that_is_kept_and_what_is_read_of_a_source_o
     read_of_it = hub.disk["shards"] - sum(tokens * 2 for tokens in hub.corpus_tokens.values() if tokens)
     shares = (phase.data.get("stories", 0) / sum(phase.data.values()) * phase.tokens for phase in CONFIG.phases)
     assert read_of_it == pytest.approx(2 * sum(shares), rel=1e-3)
+
+
+def test_facts_are_estimated_as_many_as_there_are():
+    of = {"from": "embedded:facts", "conversations": True}
+    every, more, few = (estimated_tokens(SourceSection(**of, documents=count)) for count in (None, 9_000, 144))
+    assert every == more == pytest.approx(2 * few, abs=1) and 2_000 < every < 10_000  # 288 short conversations
 
 
 def test_the_plan_knows_the_limits_of_loss_and_optimizer():
