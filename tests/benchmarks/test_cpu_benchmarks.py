@@ -45,15 +45,15 @@ def test_a_measurement_has_a_process_of_its_own(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "broken"),
-    [({}, None), ({"held_out": 0.52}, "held-out wordings"), ({"neighbours": 0.84}, "neighbours lose"),
-     ({"controls": 0.84}, "controls lose"), ({"embedded:stories": 2.12}, "perplexity of embedded:stories"),
-     ({"p": 0.02}, "held-out wordings")],
+    [({}, None), ({"held_out": 0.52}, "held-out wordings"), ({"neighbours": 0.84}, "neighbours were known"),
+     ({"controls": 0.84}, "controls were known"), ({"embedded:stories": 2.12}, "perplexity of embedded:stories"),
+     ({"p": 0.02}, "held-out wordings"), ({"known": 0.4}, "were known")],
 )  # fmt: skip
 def test_tutoring_holds_only_if_every_claim_does(change, broken):
     after = {"trained": 1.0, "held_out": 0.6, "neighbours": 0.86, "controls": 0.86, "embedded:stories": 2.05,
              "embedded:problems": 1.3, "p": 0.001, **change}  # fmt: skip
-    before = {"trained": 0.0, "held_out": 0.05, "neighbours": 0.9, "controls": 0.9, "embedded:stories": 2.3,
-              "embedded:problems": 1.3}  # fmt: skip
+    before = {"trained": 0.0, "held_out": 0.05, "neighbours": change.get("known", 0.9),
+              "controls": 0.9, "embedded:stories": 2.3, "embedded:problems": 1.3}  # fmt: skip
 
     def sets(state):
         told = {"total": 9, "low": 0.0, "high": 1.0, "log_probability": -1.0}
