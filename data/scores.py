@@ -1,10 +1,10 @@
-"""A teacher's probabilities beside prepared shards: their format, their reader, and which folder belongs to which shards.
+"""A teacher's probabilities beside prepared shards: their format, their reader, and which belong to which shards.
 
 `distill.score` writes them, for every trained token of the folder of shards beside which they lie, in its order:
 
     scores-NAME-FINGERPRINT/
-        train-00000.top_ids       the k likeliest tokens in that place, likeliest first, in the shards' type  [trained, k]
-        train-00000.top_logprobs  their natural log-probabilities at temperature 1, as float16               [trained, k]
+        train-00000.top_ids       [trained, k]: the likeliest tokens in each place, likeliest first, in the shards' type
+        train-00000.top_logprobs  [trained, k]: their natural log-probabilities at temperature 1, as float16
         scores.json               the shards' digest, the teacher, k, and counts
 
 Tokens that are only read (mask 0) have no scores; of shards without masks all tokens have. The names of the files are

@@ -1,5 +1,5 @@
-"""Losses straight from hidden states, a chunk of tokens at a time, so that all logits never exist at once: cross-entropy,
-and the divergence from a teacher's probabilities.
+"""Losses straight from hidden states, a chunk of tokens at a time, so that all logits never exist at once:
+cross-entropy, and the divergence from a teacher's probabilities.
 
 With V = 32,000 the fp32 logits of 16,384 tokens would be 2 GB. Here a chunk's logits are made, used for the loss and,
 in the same pass, for the gradients, and dropped; the backward pass only scales what is already there.

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from data.loader import Batch
 from models.losses import IGNORE, Lesson, linear_cross_entropy, linear_distillation
 
-DIVERGENCE, SCORED = "divergence", "scored"  # metrics where there are scores: KL in nats, and of how many tokens
-
 
 class NextToken(nn.Module):
     """Cross-entropy of each next token; in a phase that distills, of tokens with a teacher's scores also the divergence
@@ -28,12 +26,13 @@ class NextToken(nn.Module):
         self.alpha = 1.0
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(sum of losses in nats, fp32; number of trained tokens; further metrics as sums)."""
+        """(sum of losses in nats, fp32; number of trained tokens; further metrics as sums: where there are scores, the
+        `divergence` in nats and over how many `scored` tokens)."""
         hidden = self.model.hidden_states(batch.input_ids, batch.document_ids, batch.dropout_seeds).flatten(0, 1)
         head, labels, trained = self.model.head_weight, batch.labels.flatten(), (batch.labels != IGNORE).sum()
         if batch.teacher_ids is None:
             return linear_cross_entropy(hidden, head, labels), trained, {}
         lesson = Lesson(batch.teacher_ids.flatten(0, 1), batch.teacher_logprobs.flatten(0, 1), self.alpha)
         sums = linear_distillation(hidden, head, labels, lesson)
-        told = {DIVERGENCE: sums.divergence, SCORED: sums.scored}
+        told = {"divergence": sums.divergence, "scored": sums.scored}
         return sums.loss if self.training else sums.cross_entropy, trained, told
