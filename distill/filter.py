@@ -4,8 +4,8 @@ Reads the folders that distill.generate made, gives each trace one reason (disti
 order), and writes what is kept to `datasets/NAME-FINGERPRINT/` (distill/dataset.py), with a report, filter.md, and a
 card. Traces of a job that writes problems (`prompt.task: write`) become a dataset of new questions, for another job to
 solve. With --any-answer right and wrong answers stay alike: what a student wrote, for a teacher to score. The
-fingerprint covers the traces' content, the options, the evaluation sets and the code's version: the same
-command gives the same bytes, and a folder that is there and verifies is left alone.
+fingerprint covers the traces' content, the options, the evaluation sets and the code's version: the same command gives
+the same bytes, and a folder that is there and verifies is left alone.
 
 Traces of test problems (`evaluation_only`) are refused, for they are no training data; `--split test` takes them and
 marks the dataset and its card. Name the evaluation sets, each as NAME=SOURCE or NAME=SOURCE:FIELD (the column with the

@@ -168,8 +168,8 @@ def card(about: Mapping[str, Any], with_all: bool) -> str:
 def _content(about: Mapping[str, Any], kept: int) -> tuple[str, str]:
     """What the rows are, and their columns."""
     if about["task"] != "solve":
-        return (f"{kept:,} word problems, written by a larger model in the style of others. Their answers are not "
-                "known.", "`id`, `question`, `answer` (null), `source`, `teacher`, `tokens` (the teacher's)")  # fmt: skip
+        what = f"{kept:,} word problems, written by a larger model in the style of others. Their answers are not known."
+        return what, "`id`, `question`, `answer` (null), `source`, `teacher`, `tokens` (the teacher's)"
     columns = ("`prompt` and `completion` (lists of `{role, content}`), `id` of the problem, `answer`, `source`, "
                "`teacher`, `tokens` (the teacher's)")  # fmt: skip
     if about["options"].get("any_answer"):

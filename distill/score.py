@@ -135,7 +135,11 @@ def score(path: Path, teacher: str, manner: Manner, rank: int = 0, processes: in
     work = path.parent / f".{target.name}"
     job = _Job(path, about, located, tokenizer.vocab_size, manner, Parts(work, "part"), target, say)
     numbers = list(range(len(job.plan)))
-    job.parts.complete(numbers, rank * len(numbers) // processes, job.make, say)
+    try:
+        job.parts.complete(numbers, rank * len(numbers) // processes, job.make, say)
+    except FileNotFoundError:  # another process has joined the parts, and is tidying up
+        if not target.exists():
+            raise
     with lock:
         if not target.exists():
             job.join(told)
