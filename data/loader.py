@@ -6,6 +6,7 @@ batch is a range of samples; each rank takes every world-size-th of them. Nothin
 
 A stored document t1 .. tn END is trained as inputs END t1 .. tn with labels t1 .. tn END, so every token is learned
 and generation starts from END. Of conversations only those labels stay whose token the shards' mask has as trained.
+Beside them go a teacher's scores, where there are any (data/scores.py).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import torch
 
 from data.order import Mixture, mix, permuted
 from data.packing import PackingPlan, pack
+from data.scores import UNSCORED, Scores, least_k
 from data.shards import MASK, describe
 from models.losses import IGNORE
 
@@ -35,6 +37,8 @@ class Batch:
     document_ids: torch.Tensor  # [B, T] int64, one run of equal ids a document
     sample_ids: torch.Tensor  # [B] int64, position in the phase; -1: a row of nothing
     dropout_seeds: torch.Tensor | None = None  # [B] int64, a function of (seed, phase, sample)
+    teacher_ids: torch.Tensor | None = None  # [B, T, k] int32, likeliest first; -1 where a position has no scores
+    teacher_logprobs: torch.Tensor | None = None  # [B, T, k] float16, natural, at temperature 1
 
     @property
     def trained_tokens(self) -> int:
@@ -56,11 +60,31 @@ class Batch:
         return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One sample: arrays of [context], int64."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    document_ids: np.ndarray
+    teacher_ids: np.ndarray | None = None  # [context, k] int32
+    teacher_logprobs: np.ndarray | None = None  # [context, k] float16
+
+    @staticmethod
+    def empty(context: int, end_of_text: int, k: int | None = None) -> "Row":
+        """A row in which nothing is learned, with room for k scores a position, or for none."""
+        nothing = np.full(context, end_of_text), np.full(context, IGNORE), np.full(context, NO_DOCUMENT)
+        if k is None:
+            return Row(*nothing)
+        return Row(*nothing, np.full((context, k), UNSCORED, np.int32), np.zeros((context, k), np.float16))
+
+
 class TokenShards:
     """One split of one prepared source: every document's tokens, memory-mapped.
 
     Attributes:
         about: counts of the split (data/shards.py).
+        lengths: tokens of each document; shard_lengths: the same, a shard an entry.
         masks: which tokens are trained, of conversations; None: all are.
     """
 
@@ -71,7 +95,7 @@ class TokenShards:
         dtype = np.dtype(about["dtype"]).newbyteorder("<")
         stems = self.about["shards"]
         self.tokens = [np.memmap(folder / f"{stem}.tokens", dtype=dtype, mode="r") for stem in stems]
-        lengths = [np.fromfile(folder / f"{stem}.lengths", dtype="<i8") for stem in stems]
+        self.shard_lengths = lengths = [np.fromfile(folder / f"{stem}.lengths", dtype="<i8") for stem in stems]
         self.lengths = np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)  # [documents]
         masked = "trained_tokens" in self.about
         self.masks = [np.memmap(folder / f"{stem}.mask", dtype=MASK, mode="r") for stem in stems] if masked else None
@@ -79,10 +103,15 @@ class TokenShards:
         starts = [np.concatenate([[0], part.cumsum()[:-1]]) for part in lengths if len(part)]
         self._starts = np.concatenate(starts) if starts else np.zeros(0, dtype=np.int64)
 
+    def place(self, document: int) -> tuple[int, int]:
+        """(shard, first token within it) of a document."""
+        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
+        return shard, int(self._starts[document])
+
     def piece(self, document: int, offset: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, labels), [length] each, of a piece of a document."""
-        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
-        start = int(self._starts[document]) + offset
+        shard, start = self.place(document)
+        start += offset
         tokens = self.tokens[shard]
         labels = np.asarray(tokens[start : start + length], dtype=np.int64)
         inputs = np.empty_like(labels)
@@ -104,34 +133,31 @@ class TokenShards:
 
 
 class PackedRows:
-    """The rows of one split of one source at one context."""
+    """The rows of one split of one source at one context, with a teacher's scores where these are given."""
 
-    def __init__(self, shards: TokenShards, context: int):
-        self.shards = shards
-        self.context = context
+    def __init__(self, shards: TokenShards, context: int, scores: Scores | None = None):
+        self.shards, self.context, self.scores = shards, context, scores
         self.plan: PackingPlan = pack(shards.lengths, context, whole=shards.masks is not None)
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(input_ids, labels, document_ids), [context] int64 each; positions left over are a document of their own."""
-        inputs, labels, documents = empty_row(self.context, self.shards.end_of_text)
+    def row(self, index: int, k: int | None = None) -> Row:
+        """Row `index`, with room for k scores a position, or for none; positions left over are a document of their
+        own."""
+        row = Row.empty(self.context, self.shards.end_of_text, k)
         position = 0
         first, last = self.plan.row_starts[index], self.plan.row_starts[index + 1]
         for number, piece in enumerate(range(first, last)):
             length = int(self.plan.length[piece])
             span = slice(position, position + length)
             document, offset = int(self.plan.document[piece]), int(self.plan.offset[piece])
-            inputs[span], labels[span] = self.shards.piece(document, offset, length)
-            documents[span] = NO_DOCUMENT + 1 + number
+            row.input_ids[span], row.labels[span] = self.shards.piece(document, offset, length)
+            row.document_ids[span] = NO_DOCUMENT + 1 + number
+            if k is not None and self.scores is not None:
+                row.teacher_ids[span], row.teacher_logprobs[span] = self.scores.piece(document, offset, length, k)
             position += length
-        return inputs, labels, documents
-
-
-def empty_row(context: int, end_of_text: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row in which nothing is learned."""
-    return np.full(context, end_of_text), np.full(context, IGNORE), np.full(context, NO_DOCUMENT)
+        return row
 
 
 class PhaseLoader:
@@ -142,6 +168,7 @@ class PhaseLoader:
         seed, phase: name this phase's order.
         batch_rows: samples of one global batch; micro_rows: at most this many in one forward pass.
         pin_memory: hand out batches that a GPU can fetch while it computes.
+        scores: folders of a teacher's scores by source name; batches have them where there are any.
     """
 
     def __init__(
@@ -157,9 +184,12 @@ class PhaseLoader:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        scores: Mapping[str, Path] | None = None,
     ):
         self.mixture = Mixture.of(weights)
-        self.rows = {name: PackedRows(TokenShards(sources[name], "train"), context) for name in self.mixture.names}
+        self.rows = {name: _rows(sources[name], "train", context, (scores or {}).get(name))
+                     for name in self.mixture.names}  # fmt: skip
+        self._k = least_k([rows.scores for rows in self.rows.values()])
         for name, rows in self.rows.items():
             if len(rows) == 0 and rows.plan.left_out:
                 raise ValueError(f"data.sources.{name}: all {rows.plan.left_out} conversations are longer than the "
@@ -174,13 +204,13 @@ class PhaseLoader:
         self._prefetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._next: tuple[int, Future] | None = None
 
-    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(input_ids, labels, document_ids), [context] each, of sample `index` of the phase."""
+    def sample(self, index: int) -> Row:
+        """Sample `index` of the phase."""
         name, ordinal = self.mixture.locate(index)
         rows = self.rows[name]
         epoch, position = divmod(ordinal, len(rows))
         key = mix(self.seed, self.phase, self.mixture.names.index(name), epoch)
-        return rows.row(permuted(position, len(rows), key))
+        return rows.row(permuted(position, len(rows), key), self._k)
 
     def step(self, first_sample: int) -> list[Batch]:
         """This rank's micro-batches of the global batch that starts at `first_sample`; the next one is prefetched.
@@ -208,7 +238,8 @@ class PhaseLoader:
         mine = list(range(first_sample + self.rank, first_sample + self.batch_rows, self.world))
         mine += [_EMPTY_SAMPLE] * (self.micro_batches * self.micro_rows - len(mine))
         end_of_text = next(iter(self.rows.values())).shards.end_of_text
-        rows = [self.sample(k) if k >= 0 else empty_row(self.context, end_of_text) for k in mine]
+        empty = Row.empty(self.context, end_of_text, self._k)
+        rows = [self.sample(k) if k >= 0 else empty for k in mine]
         parts = range(0, len(mine), self.micro_rows)
         batches = [_stack(rows[i : i + self.micro_rows], mine[i : i + self.micro_rows]) for i in parts]
         batches = [dataclasses.replace(batch, dropout_seeds=self._dropout_seeds(batch)) for batch in batches]
@@ -219,25 +250,35 @@ class PhaseLoader:
 
 
 def validation_batches(
-    folder: Path, context: int, rows: int, max_tokens: int | None, rank: int, world: int
+    folder: Path, context: int, rows: int, max_tokens: int | None, rank: int, world: int, scores: Path | None = None
 ) -> Iterator[Batch]:
     """The validation split of one source in order, `rows` a batch, this rank's share; stops after `max_tokens`
-    positions over all ranks. Every rank gets the same number of batches."""
-    packed = _validation_rows(folder, context)
+    positions over all ranks. Every rank gets the same number of batches; with a folder of `scores`, batches have
+    them."""
+    packed = _validation_rows(folder, context, scores)
+    k = least_k([packed.scores])
     count = len(packed) if max_tokens is None else min(len(packed), max(1, max_tokens // context))
+    empty = Row.empty(context, packed.shards.end_of_text, k)
     for start in range(0, count, rows * world):
         mine = [index if index < count else _EMPTY_SAMPLE for index in range(start + rank, start + rows * world, world)]
-        end_of_text = packed.shards.end_of_text
-        content = [packed.row(i) if i >= 0 else empty_row(context, end_of_text) for i in mine]
-        yield _stack(content, mine)
+        yield _stack([packed.row(index, k) if index >= 0 else empty for index in mine], mine)
 
 
 @functools.lru_cache(8)
-def _validation_rows(folder: Path, context: int) -> PackedRows:
+def _validation_rows(folder: Path, context: int, scores: Path | None) -> PackedRows:
     """Packed once, not for every validation."""
-    return PackedRows(TokenShards(folder, "valid"), context)
+    return _rows(folder, "valid", context, scores)
 
 
-def _stack(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], sample_ids: list[int]) -> Batch:
-    inputs, labels, documents = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-    return Batch(inputs, labels, documents, torch.tensor(sample_ids))
+def _rows(folder: Path, split: str, context: int, scores: Path | None) -> PackedRows:
+    shards = TokenShards(folder, split)
+    return PackedRows(shards, context, None if scores is None else Scores(scores, split, shards))
+
+
+def _stack(rows: list[Row], sample_ids: list[int]) -> Batch:
+    def stacked(name: str) -> torch.Tensor | None:
+        arrays = [getattr(row, name) for row in rows]
+        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
+
+    names = [field.name for field in dataclasses.fields(Row)]
+    return Batch(**{name: stacked(name) for name in names}, sample_ids=torch.tensor(sample_ids))

@@ -3,8 +3,9 @@
 Reads the folders that distill.generate made, gives each trace one reason (distill/selection.py says which, in which
 order), and writes what is kept to `datasets/NAME-FINGERPRINT/` (distill/dataset.py), with a report, filter.md, and a
 card. Traces of a job that writes problems (`prompt.task: write`) become a dataset of new questions, for another job to
-solve. The fingerprint covers the traces' content, the options, the evaluation sets and the code's version: the same
-command gives the same bytes, and a folder that is there and verifies is left alone.
+solve. With --any-answer right and wrong answers stay alike: what a student wrote, for a teacher to score. The
+fingerprint covers the traces' content, the options, the evaluation sets and the code's version: the same command gives
+the same bytes, and a folder that is there and verifies is left alone.
 
 Traces of test problems (`evaluation_only`) are refused, for they are no training data; `--split test` takes them and
 marks the dataset and its card. Name the evaluation sets, each as NAME=SOURCE or NAME=SOURCE:FIELD (the column with the
@@ -126,13 +127,15 @@ def filter_traces(
     """
     jobs = [_Traces(path, licenses) for path in paths]
     task = _task_of(jobs, split)
+    if options.any_answer and task != "solve":
+        raise WrongArgument("--any-answer is of solutions, and these traces are new problems: leave it out")
     digested = sorted(((job.digest(), job) for job in jobs), key=lambda pair: pair[0])
     texts = {exam: _questions(exam, *about) for exam, about in sorted(exams.items())}
     if not texts and split == "train":
         log("WARNING: no --evaluation-set is named: nothing keeps its questions out of the dataset")
     sets = {exam: {"questions": len(found), "digest": _digest(found)} for exam, found in texts.items()}
     told = {"code": CODE_VERSION, "task": task, "split": split, "evaluation_only": split == "test",
-            "options": dataclasses.asdict(options), "evaluation_sets": sets,
+            "options": options.described(), "evaluation_sets": sets,
             "traces": [_described(job, digest) for digest, job in digested]}  # fmt: skip
     fingerprint = _digest(told)[:12]
     path = root / f"{name}-{fingerprint}"
@@ -187,7 +190,8 @@ def _make(
             decisions = selection.choose_questions(_rows(jobs), options, exams, shown)
     except ValueError as error:
         raise FilterError(str(error)) from error
-    figures = report.counted(_rows(jobs), decisions, selection.order(task, about["evaluation_sets"]), task)
+    figures = report.counted(_rows(jobs), decisions, selection.order(task, about["evaluation_sets"]),
+                             judged=task == "solve" and not options.any_answer)  # fmt: skip
     if not figures["reasons"][KEPT]:
         why = ", ".join(f"{count:,} {reason}" for reason, count in figures["reasons"].items() if count)
         raise FilterError(f"of {figures['rows']:,} traces none is kept ({why or 'there are none'})")
@@ -300,6 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="NAME", help="of the dataset")
     parser.add_argument("--folder", type=Path, default=Path("datasets"), help="where it goes (datasets)")
     parser.add_argument("--per-problem", type=int, default=4, metavar="m", help="solutions a problem, at most (4)")
+    parser.add_argument("--any-answer", action="store_true",
+                        help="keep wrong answers too: data for distill.score, never for plain training")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, metavar="n", help="of a text, by the teacher's count (any)")
     parser.add_argument("--evaluation-set", action="append", default=[], metavar="NAME=SOURCE[:FIELD]",
                         help="traces that hold its questions are left out; may be given again")  # fmt: skip
@@ -333,7 +339,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     _checked(parser, args)
     log = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
-    options = Options(args.per_problem, args.max_tokens)
+    options = Options(args.per_problem, args.max_tokens, args.any_answer)
     licenses = Licenses(args.teacher_license, args.problems_license)
     try:
         path = filter_traces(args.traces, args.out, args.folder, options, _exams(args.evaluation_set), args.split,

@@ -4,23 +4,21 @@ The plan is a list of keys (problem, sample), each with its own seed and request
 into chunks of one size; a chunk is a batch and a folder. The job's folder carries a fingerprint of everything that
 decides the content, so that what is written with other options lies elsewhere, and nothing can mix.
 
-Any number of processes work on one folder, without talking to each other: each walks over all chunks from an offset of
-its own, passes by what is there and what somebody else holds, and takes the rest, chunk by chunk, with a file lock that
-the system lets go of when its holder dies. A chunk that is there and verifies is never written again.
+Any number of processes work on one folder, without talking to each other (distill/parts.py). A chunk that is there and
+verifies is never written again.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from distill import traces
+from distill.parts import Parts, Say
 from distill.problems import ProblemSet, WordProblem
 from distill.prompts import Prompts
 from distill.settings import DistillConfig
@@ -28,9 +26,6 @@ from distill.teachers import Request
 from storage import folder
 
 FORMAT = 1  # raise it whenever the same config would give other requests, another plan or another parquet file
-PAUSE = 0.5  # seconds, before looking again at chunks that others hold
-
-Say = Callable[[str], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Job:
         self.chunks = [keys[start : start + config.job.chunk] for start in range(0, len(keys), config.job.chunk)]
         self._about = {"problems": len(problems.problems), "left_out": problems.left_out, "keys": len(keys),
                        "source": _public(config.problems_.from_)}  # fmt: skip
-        self._verified: set[int] = set()
+        self._parts = Parts(self.path / traces.CHUNKS, "chunk")
 
     def requests(self, number: int) -> list[Request]:
         """What the teacher is asked for a chunk, in the order of its keys."""
@@ -106,7 +101,7 @@ class Job:
 
     def chunk(self, number: int) -> Path:
         """Where a chunk lies, or will."""
-        return self.path / traces.CHUNKS / f"{number:05d}"
+        return self._parts.path(number)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -134,60 +129,12 @@ class Job:
 
     def is_there(self, number: int) -> bool:
         """Whether a chunk is written and verifies."""
-        if number not in self._verified and self.chunk(number).exists() and not folder.verify(self.chunk(number)):
-            self._verified.add(number)
-        return number in self._verified
+        return self._parts.is_there(number)
 
     def complete(self, numbers: list[int], offset: int, make: Callable[[int], None], say: Say) -> None:
         """Call `make` for each chunk of `numbers` that is not there, unless another process does it; return when all
-        are there.
-
-        Args:
-            offset: where in `numbers` to begin; processes that begin at different places seldom meet.
-            make: writes the chunk of a number. What it raises ends the walk, and another process may take that chunk.
-        """
-        left = numbers[offset % len(numbers) :] + numbers[: offset % len(numbers)] if numbers else []
-        told = False
-        while left := self._pass(left, make, say):
-            if not told:
-                say(f"waiting for {len(left)} chunks that other processes are making")
-                told = True
-            time.sleep(PAUSE)
-
-    def _pass(self, numbers: list[int], make: Callable[[int], None], say: Say) -> list[int]:
-        """Once over `numbers`; returns those that others hold."""
-        held = []
-        for number in numbers:
-            if self.is_there(number):
-                continue
-            with self._claimed(number) as mine:
-                if not mine:
-                    held.append(number)
-                    continue
-                if self.is_there(number):  # it was finished between the look and the claim
-                    continue
-                path = self.chunk(number)
-                if path.exists():
-                    fault = folder.verify(path)[0]
-                    say(f"WARNING: {fault}: moved to {folder.set_aside(path)}, the chunk is made again")
-                make(number)
-        return held
-
-    @contextlib.contextmanager
-    def _claimed(self, number: int) -> Iterator[bool]:
-        """Whether this process is the one that may write a chunk while the block runs."""
-        path = self.chunk(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path.with_name(f".lock-{path.name}"))
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        are there (distill.parts.Parts.complete)."""
+        self._parts.complete(numbers, offset, make, say)
 
 
 def part_of(numbers: Iterable[int], part: tuple[int, int]) -> list[int]:

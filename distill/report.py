@@ -12,6 +12,8 @@ BAR, NAMED = 30, 20  # characters of the longest bar; unsolved problems that are
 STEPS = 10  # of a pass rate
 LENGTHS = 12  # bars of the histogram of lengths, at most
 UNKNOWN = "unknown"
+ANY_ANSWER = ("Right and wrong answers alike: for a phase that learns a teacher's probabilities (distill.score, "
+              "phases.*.distill with alpha 0), never to be learned as they are.")  # fmt: skip
 # Licences by the beginning of a Hub name, lower case, as their cards state them.
 LICENSES = {"qwen/qwen3": "apache-2.0", "huggingfacetb/smollm2": "apache-2.0", "openai/gsm8k": "mit"}
 
@@ -23,9 +25,9 @@ def license_of(name: str) -> str:
 
 
 def counted(
-    rows: Iterable[Mapping[str, Any]], decisions: list[Decision], order: list[str], task: str
+    rows: Iterable[Mapping[str, Any]], decisions: list[Decision], order: list[str], judged: bool
 ) -> dict[str, Any]:
-    """All figures of the report.
+    """All figures of the report; `judged`: the decisions tell which are right.
 
     `pass_rate` counts problems by the share of their samples that is right: none, up to 10%, ..., up to 100%.
     """
@@ -44,15 +46,15 @@ def counted(
         if decision.reason == KEPT:
             kept[question] += 1
             lengths.append(row["tokens"])
-    unsolved = [question for question in samples if not right[question]] if task == "solve" else []
+    unsolved = [question for question in samples if not right[question]] if judged else []
     named = [{"id": first[question], "question": question} for question in unsolved[:NAMED]]
     rates = collections.Counter(-(-right[question] * STEPS // count) for question, count in samples.items())
     return {
         "rows": len(decisions),
         "reasons": {reason: reasons[reason] for reason in order},
-        "right": sum(right.values()) if task == "solve" else None,
+        "right": sum(right.values()) if judged else None,
         "problems": {"all": len(samples), "kept": len(kept), "unsolved": len(unsolved), "unsolved_first": named},
-        "pass_rate": [rates[step] for step in range(STEPS + 1)] if task == "solve" else None,
+        "pass_rate": [rates[step] for step in range(STEPS + 1)] if judged else None,
         "tokens": _lengths(lengths),
     }
 
@@ -76,7 +78,9 @@ def markdown(about: Mapping[str, Any]) -> str:
     if about["evaluation_only"]:
         lines += ["**For evaluation only: these are test problems. Never train on them.**", ""]
     problems = about["problems"]
-    if about["task"] == "solve":
+    if about["options"].get("any_answer"):
+        lines += [f"{ANY_ANSWER} They are of {problems['kept']:,} of {problems['all']:,} problems."]
+    elif about["task"] == "solve":
         lines += [f"The teacher was right in {_share(about['right'], rows)} of its answers. Of "
                   f"{problems['all']:,} problems {problems['kept']:,} have a solution here and "
                   f"{problems['unsolved']:,} were never solved."]  # fmt: skip
@@ -130,7 +134,8 @@ def _origin(about: Mapping[str, Any]) -> list[str]:
     exams = [f"{name} ({exam['questions']:,} questions)" for name, exam in about["evaluation_sets"].items()]
     lines.append(f"- looked for in questions and traces: {', '.join(exams) or 'no evaluation set'}")
     options = about["options"]
-    most = f"at most {options['per_problem']} a problem, " if about["task"] == "solve" else ""
+    is_limited = about["task"] == "solve" and not options.get("any_answer")
+    most = f"at most {options['per_problem']} a problem, " if is_limited else ""
     lines.append(f"- {most}of any length" if options["max_tokens"] is None else
                  f"- {most}of at most {options['max_tokens']:,} tokens")  # fmt: skip
     return lines
@@ -144,14 +149,7 @@ def card(about: Mapping[str, Any], with_all: bool) -> str:
     configs = ["- config_name: default", "  data_files:", f"  - split: {split}", f"    path: data/{split}-*"]
     if with_all:
         configs += ["- config_name: all", "  data_files:", f"  - split: {split}", f"    path: all/{split}-*"]
-    if about["task"] == "solve":
-        what = (f"{kept:,} solutions of word problems, written by a larger model. Their last lines give the right "
-                "answer, or the majority's where no right one was known; the steps were not checked.")  # fmt: skip
-        columns = ("`prompt` and `completion` (lists of `{role, content}`), `id` of the problem, `answer`, `source`, "
-                   "`teacher`, `tokens` (the teacher's)")  # fmt: skip
-    else:
-        what = f"{kept:,} word problems, written by a larger model in the style of others. Their answers are not known."
-        columns = "`id`, `question`, `answer` (null), `source`, `teacher`, `tokens` (the teacher's)"
+    what, columns = _content(about, kept)
     warning = ["**For evaluation only: the problems are of a test set. Never train on this.**", ""]
     other = [f"Config `all`: every one of the {about['rows']:,} traces, wrong ones too, with its `reason`.", ""]
     return "\n".join([
@@ -165,6 +163,19 @@ def card(about: Mapping[str, Any], with_all: bool) -> str:
         "", *_origin(about), f"- cost: {cost(about)}", "", f"Fingerprint `{about['fingerprint']}`; filter.md tells "
         "more, and manifest.json has every file's size and sha256.", "",
     ])  # fmt: skip
+
+
+def _content(about: Mapping[str, Any], kept: int) -> tuple[str, str]:
+    """What the rows are, and their columns."""
+    if about["task"] != "solve":
+        what = f"{kept:,} word problems, written by a larger model in the style of others. Their answers are not known."
+        return what, "`id`, `question`, `answer` (null), `source`, `teacher`, `tokens` (the teacher's)"
+    columns = ("`prompt` and `completion` (lists of `{role, content}`), `id` of the problem, `answer`, `source`, "
+               "`teacher`, `tokens` (the teacher's)")  # fmt: skip
+    if about["options"].get("any_answer"):
+        return f"{kept:,} answers to word problems, written by a model. {ANY_ANSWER}", columns
+    return (f"{kept:,} solutions of word problems, written by a larger model. Their last lines give the right answer, "
+            "or the majority's where no right one was known; the steps were not checked."), columns  # fmt: skip
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], *sum_row: str) -> list[str]:

@@ -16,6 +16,10 @@ Solutions, in this order:
     over_quota          as many others are kept for the problem
     kept
 
+With `any_answer`, for what a student wrote itself and a teacher will score (docs/on-policy.md), right and wrong answers
+stay alike, ended or not, loops and repetitions too, for these are what it has to unlearn: refused, no_answer (nothing
+was said), markup, too_long, in_evaluation_NAME, kept.
+
 New questions (`task: write`): cut, refused, markup, not_one_question (one "?", at the end, and nothing before or behind
 the question), few_numbers (at least two), loops, script, too_long, in_evaluation_NAME, near_duplicate (of a problem
 that the teacher was shown, or of an earlier question; numbers do not count), kept.
@@ -54,6 +58,12 @@ class Options:
 
     per_problem: int = 4
     max_tokens: int | None = None
+    any_answer: bool = False  # whether it is right, and how many there are of a problem, does not matter
+
+    def described(self) -> dict[str, Any]:
+        """For what a dataset tells of itself; what is only said of some leaves the others as they were."""
+        told = dataclasses.asdict(self)
+        return told if self.any_answer else {key: value for key, value in told.items() if key != "any_answer"}
 
 
 class Decision(NamedTuple):
@@ -104,6 +114,9 @@ def choose_solutions(rows: Iterable[Mapping[str, Any]], options: Options, exams:
     """
     questions: dict[bytes, str | None] = {}  # of each, why none of its traces is kept
     judged = [_judge(row, options, exams, questions) for row in rows]
+    if options.any_answer:
+        return [Decision(one.reason or one.fault or KEPT, None if one.gold is None else str(one.gold))
+                for one in judged]  # fmt: skip
     problems: dict[bytes, list[int]] = collections.defaultdict(list)
     for number, one in enumerate(judged):
         problems[one.problem].append(number)
@@ -125,9 +138,9 @@ def _judge(
     if problem not in questions:
         name = exams.held_by(question)
         questions[problem] = "markup" if faults.has_marks(question) else f"in_evaluation_{name}" if name else None
-    reason = _UNFINISHED.get(row["finish"])
-    answer = extract_answer(text) if reason is None else None
-    if reason is None and answer is None:
+    reason = None if options.any_answer and row["finish"] == "length" else _UNFINISHED.get(row["finish"])
+    answer = extract_answer(text) if reason is None and not options.any_answer else None
+    if reason is None and (not text.strip() if options.any_answer else answer is None):
         reason = "no_answer"
     fault, path = None, ()
     if reason is None:
@@ -154,9 +167,9 @@ def _fault(
     """What is wrong with a text for this question, first things first."""
     if of_question == "markup" or faults.has_marks(text) or faults.opens_a_turn(text):
         return "markup"
-    if faults.has_loops(text):
+    if not options.any_answer and faults.has_loops(text):
         return "loops"
-    if faults.has_foreign_letters(text, question):
+    if not options.any_answer and faults.has_foreign_letters(text, question):
         return "script"
     if options.max_tokens is not None and tokens > options.max_tokens:
         return "too_long"

@@ -21,6 +21,7 @@ class HeldOutLoss:
     val_loss: float  # nats a token
     bits_per_byte: float
     tokens: int
+    divergence: float | None = None  # from a teacher, nats a token that has its scores
 
     @property
     def perplexity(self) -> float:
@@ -41,22 +42,28 @@ def held_out_loss(
     """The loss of `objective` over `batches`, all ranks together.
 
     Args:
-        objective: as in training; `forward(batch)` gives (loss sum, tokens, metrics).
+        objective: as in training; `forward(batch)` gives (loss sum, tokens, metrics as sums: where the batch has a
+            teacher's scores, the `divergence` from it, and over how many `scored` tokens).
         tokens_per_byte: of the text, end-of-text tokens counted.
         total: sums numbers over all ranks.
     """
     was_training = objective.training
     objective.eval()
     loss, tokens = torch.zeros((), dtype=torch.float64), 0
+    divergence, scored = torch.zeros((), dtype=torch.float64), 0
     with autocast:
         for batch in batches:
-            loss_sum, trained, _ = objective(batch.to(device))
+            loss_sum, trained, metrics = objective(batch.to(device))
             loss += loss_sum.cpu().double()
             tokens += int(trained)
+            if "divergence" in metrics:
+                divergence += metrics["divergence"].cpu().double()
+                scored += int(metrics["scored"])
     objective.train(was_training)
-    all_loss, all_tokens = total(float(loss), tokens)
+    all_loss, all_tokens, all_divergence, all_scored = total(float(loss), tokens, float(divergence), scored)
     mean = all_loss / max(all_tokens, 1)
-    return HeldOutLoss(mean, mean / math.log(2) * tokens_per_byte, int(all_tokens))
+    from_teacher = all_divergence / all_scored if all_scored else None
+    return HeldOutLoss(mean, mean / math.log(2) * tokens_per_byte, int(all_tokens), from_teacher)
 
 
 def mixed(losses: dict[str, HeldOutLoss], shares: dict[str, float]) -> HeldOutLoss:

@@ -29,8 +29,10 @@ def validation(
     phase: PhaseSection,
     limit: int | None,
     unless_stopped: Callable[[Iterable[Batch]], Iterable[Batch]],
+    scores: Mapping[str, Path],
 ) -> dict[str, HeldOutLoss]:
-    """The held-out loss of each of the phase's sources that has a validation split, on at most `limit` tokens.
+    """The held-out loss of each of the phase's sources that has a validation split, on at most `limit` tokens; with
+    the divergence from the teacher where `scores` has a folder for a source.
 
     `unless_stopped` passes the batches through and may raise between two of them.
     """
@@ -40,7 +42,9 @@ def validation(
         if not held_out.trained_tokens:
             continue
         rows = min(phase.micro_batch, phase.batch_rows)  # `micro_batch` may be any number above what is there
-        batches = validation_batches(sources[name], phase.context, rows, limit, strategy.rank, strategy.world)
+        batches = validation_batches(
+            sources[name], phase.context, rows, limit, strategy.rank, strategy.world, scores.get(name)
+        )
         losses[name] = held_out_loss(
             objective,
             unless_stopped(batches),

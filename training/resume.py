@@ -6,12 +6,12 @@ the last one.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoints import RunState, checkpoint, tokenizer_of
-from data import shards
+from data import scores, shards
 from data.prepare import Prepared
 from models.config import ModelConfig
 from settings import as_plain, differences
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SAMPLE_ORDER = ("name", "context", "data", "batch_tokens")  # settings of a phase that decide what sample k of it is
 SCHEDULE = ("tokens", "learning_rate")  # settings of a phase that decide the learning rate at sample k
+LESSON = ("distill",)  # settings of a phase that decide what is learned of a sample
+
+Scores = Mapping[str, Mapping[str, Path]]  # by phase and source, folders of a teacher's scores
 
 
 class RunMismatch(RuntimeError):
@@ -42,13 +45,27 @@ class Change:
         return f"{self.key}: {self.there!r} there, {self.here!r} in the config ({way})"
 
 
-def digests(prepared: Prepared) -> dict[str, str]:
-    """By source, what tells its shards from any other's."""
-    return {name: shards.digest(path) for name, path in prepared.sources.items()}
+class _Data(NamedTuple):
+    """What is there now."""
+
+    prepared: Prepared
+    digests: dict[str, str]
+
+
+def digests(prepared: Prepared, taught: Scores) -> dict[str, str]:
+    """By source, what tells its shards from any other's; by phase and source, what tells its scores."""
+    of_scores = {_of_scores(phase, source): scores.digest(path)
+                 for phase, folders in taught.items() for source, path in folders.items()}  # fmt: skip
+    return {name: shards.digest(path) for name, path in prepared.sources.items()} | of_scores
+
+
+def _of_scores(phase: str, source: str) -> str:
+    """Under which scores are known beside shards, whose names have no spaces."""
+    return f"scores of {source} in phase {phase}"
 
 
 def take_up(
-    path: Path, config: RunConfig, model_config: ModelConfig, prepared: Prepared
+    path: Path, config: RunConfig, model_config: ModelConfig, prepared: Prepared, taught: Scores
 ) -> tuple[RunState, list[str]]:
     """The state from which the run of the checkpoint at `path` goes on, and what has changed since, for people.
 
@@ -59,9 +76,10 @@ def take_up(
     now = as_plain(config)
     extended = _more_of_the_last_phase(state, saved, now)
     state = extended or state
+    here = _Data(prepared, digests(prepared, taught))
     changes = [
         Change(key, there, here, allow)
-        for allow, before, after in _what_matters(path, state, saved, now, model_config, prepared)
+        for allow, before, after in _what_matters(path, state, saved, now, model_config, here)
         if not (extended and allow == "schedule")
         for key, there, here in differences(before, after)
     ]
@@ -77,7 +95,7 @@ def take_up(
     listed += [f"{change.key}: {change.there!r} before, {change.here!r} now" for change in changes
                if change.allow in ("tokenizer", "data")]  # fmt: skip
     begun = len(state.phases_done) + (state.cursor > 0)
-    to_come = _shards((name for phase in now["phases"][begun:] for name in phase["data"]), state, prepared)
+    to_come = _data(now["phases"][begun:], state, here.digests)
     listed += [f"{key}: others than before, in a phase to come" for key, _, _ in differences(*to_come)]
     return state, listed
 
@@ -106,14 +124,14 @@ def check_same_tokenizer(path: Path, tokenizer: "Tokenizer", config: RunConfig) 
 
 
 def _what_matters(
-    path: Path, state: RunState, saved: dict[str, Any], now: dict[str, Any], model: ModelConfig, prepared: Prepared
+    path: Path, state: RunState, saved: dict[str, Any], now: dict[str, Any], model: ModelConfig, here: _Data
 ) -> list[tuple[str | None, dict[str, Any], dict[str, Any]]]:
     """(word that allows it, what it was, what it is now) of all that makes a run the run it is."""
     from tokenizer import Tokenizer
 
     done = len(state.phases_done)
     names = [{"phases": [{"name": phase["name"]} for phase in config["phases"][:done]]} for config in (saved, now)]
-    one, other = Tokenizer.load(path / checkpoint.TOKENIZER).fingerprint, prepared.tokenizer.fingerprint
+    one, other = Tokenizer.load(path / checkpoint.TOKENIZER).fingerprint, here.prepared.tokenizer.fingerprint
     found = [
         (None, {"model": checkpoint.read_model_config(path).identity()}, {"model": model.identity()}),
         ("tokenizer", {"tokenizer fingerprint": one}, {"tokenizer fingerprint": other}),
@@ -127,16 +145,24 @@ def _what_matters(
             ("schedule", _only(before, SCHEDULE), _only(after, SCHEDULE)),
             ("schedule", _update_rule(saved), _update_rule(now)),
         ]
-        used = now["phases"][done]["data"] if done < len(now["phases"]) else {}
-        found.append(("data", *_shards(used, state, prepared)))
+        found.append(("data", _only(before, LESSON), _only(after, LESSON)))
+        found.append(("data", *_data(now["phases"][done : done + 1], state, here.digests)))
     return found
 
 
-def _shards(names: Iterable[str], state: RunState, prepared: Prepared) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the shards of those sources are known by, then and now."""
-    here = digests(prepared)
-    known = [name for name in names if name in state.data and name in here]
-    return tuple({"shards of data.sources": {name: side[name] for name in known}} for side in (state.data, here))
+def _data(
+    phases: Iterable[dict[str, Any]], state: RunState, here: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the shards and scores of those phases are known by, then and now, as far as both are known."""
+    phases = list(phases)
+    names = {name for phase in phases for name in phase["data"]}
+    lessons = {_of_scores(phase["name"], name) for phase in phases for name in phase["data"]}
+    sides = []
+    for side in (state.data, here):
+        known = {name: side[name] for name in sorted(names) if name in state.data and name in here}
+        taught = {name: side.get(name) for name in sorted(lessons) if name in state.data or name in here}
+        sides.append({"shards of data.sources": known, **taught})
+    return tuple(sides)
 
 
 def _update_rule(config: dict[str, Any]) -> dict[str, Any]:

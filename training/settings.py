@@ -128,6 +128,13 @@ class OptimizerSection(Section):
         return []
 
 
+class LessonSection(Section):
+    """How a phase learns from a teacher's scores (`python -m distill.score`), where its sources have them."""
+
+    alpha: float = pydantic.Field(0.5, ge=0, le=1)  # weight of the cross-entropy at scored tokens; KL has the rest
+    teacher: str | None = None  # of several, hub:OWNER/NAME or the first letters of its weights' digest
+
+
 class PhaseSection(Section):
     """One stage of the curriculum."""
 
@@ -138,6 +145,7 @@ class PhaseSection(Section):
     batch_tokens: int = pydantic.Field(ge=1)  # positions of one optimizer step, over all processes
     micro_batch: int = pydantic.Field(8, ge=1)  # samples of one forward pass of one process, at most
     learning_rate: ScheduleSection = ScheduleSection()
+    distill: LessonSection | None = None  # null: nothing but the text is learned
     probes: list[Literal["word_problems", "recall"]] = []  # asked before and after the phase
 
     @property

@@ -9,9 +9,11 @@ from pathlib import Path
 import filelock
 
 from checkpoints import CheckpointError, checkpoint, hub, locate, newest, tokenizer_of
+from data import scores
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
 from settings import ConfigError, Problem, as_plain
+from storage import folder
 from tokenizer import TokenizerError
 from tokenizer.settings import TokenizerSection
 from training.examine import recall_fault
@@ -49,7 +51,10 @@ def start(config: RunConfig, requests: Requests | None = None) -> Outcome:
             print(notice, file=sys.stderr)
         prepared = _prepare(config, strategy, requests, held)
         _check_against_tokenizer(config, prepared)
-        trainer = Trainer(config, strategy, prepared, requests)
+        taught = _scores(config, prepared, strategy)
+        trainer = Trainer(config, strategy, prepared, requests, taught)
+        for line in _lessons(config, taught):
+            trainer.watch.say(line)
         for warning in _too_many_passes(config, prepared):
             trainer.watch.say(warning)
         if strategy.is_main:
@@ -89,6 +94,58 @@ def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: co
     prepared = prepared or of_main
     used = {name for phase in config.phases for name in phase.data}
     return dataclasses.replace(prepared, sources={name: prepared.sources[name] for name in used})
+
+
+def _scores(config: RunConfig, prepared: Prepared, strategy: Strategy) -> dict[str, dict[str, Path]]:
+    """By phase that distills, the folders of its teacher's scores by source.
+
+    Raises:
+        ConfigError: a phase has none, or those of several teachers, or they are damaged, on any machine.
+    """
+    problems: list[Problem] = []
+    found: dict[str, dict[str, Path]] = {}
+    for number, phase in enumerate(config.phases):
+        if phase.distill is None:
+            continue
+        of_phase: dict[str, Path] = {}
+        for name in phase.data:
+            folders = scores.beside(prepared.sources[name], phase.distill.teacher)
+            if len(folders) > 1:
+                problems.append(_several(f"phases.{number}.distill.teacher", phase.distill.teacher, name, folders))
+            of_phase.update({name: folders[0]} if folders else {})
+        if not of_phase:
+            teacher = phase.distill.teacher or "TEACHER"
+            commands = " or ".join(f"`python -m distill.score {prepared.sources[name]} --teacher {teacher}`"
+                                   for name in phase.data)  # fmt: skip
+            remedy = f"no source of the phase has a teacher's scores: run {commands} first, or use null"
+            problems.append(Problem(f"phases.{number}.distill", as_plain(phase.distill), remedy))
+        if strategy.is_first_of_machine:
+            faults = [fault for path in of_phase.values() for fault in folder.verify(path)[:1]]
+            problems += [Problem(f"phases.{number}.distill", as_plain(phase.distill), f"{fault}: remove its folder and "
+                                 "run distill.score again") for fault in faults]  # fmt: skip
+        found[phase.name] = of_phase
+    (failed,) = strategy.sum(bool(problems))
+    if problems:
+        raise ConfigError(problems)
+    if failed:
+        raise LaunchError("another process does not find the teacher's scores that phases.*.distill asks for")
+    return found
+
+
+def _several(key: str, value: str | None, source: str, folders: list[Path]) -> Problem:
+    told = ", ".join(f"{scores.teacher_of(about)} ({path.name}, k {about['k']}, {about['dtype_of_weights']})"
+                     for path in folders for about in [scores.describe(path)])  # fmt: skip
+    return Problem(key, value, f"{source} has several scores: name one teacher of {told}; of one teacher's, move away "
+                               "what is not wanted")  # fmt: skip
+
+
+def _lessons(config: RunConfig, taught: dict[str, dict[str, Path]]) -> Iterator[str]:
+    """One line for each phase that distills: what is learned from whom."""
+    for phase in config.phases:
+        for name in phase.data if phase.distill else ():
+            path = taught[phase.name].get(name)
+            how = f"from the probabilities in {path}" if path else "by cross-entropy alone: it has no scores"
+            yield f"phase {phase.name} learns {name} {how}"
 
 
 def _too_many_passes(config: RunConfig, prepared: Prepared) -> Iterator[str]:

@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,10 +57,22 @@ class StepResult:
 
 
 class Trainer:
-    """One run on this process. All ranks build the same."""
+    """One run on this process. All ranks build the same.
 
-    def __init__(self, config: RunConfig, strategy: Strategy, prepared: Prepared, requests: Requests):
+    Args:
+        scores: by phase that distills, folders of a teacher's scores by source.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        strategy: Strategy,
+        prepared: Prepared,
+        requests: Requests,
+        scores: Mapping[str, Mapping[str, Path]],
+    ):
         self.config, self.strategy, self.prepared, self.requests = config, strategy, prepared, requests
+        self.scores = scores
         self.folder: Path = config.run.path
         self.state = checkpoints.RunState(seed=config.run.seed)
         self.model_config = config.model.config(prepared.tokenizer.vocab_size, config.longest_context)
@@ -103,6 +115,7 @@ class Trainer:
 
     def _run_phase(self, phase: PhaseSection) -> None:
         """One phase from where it stands. Raises Stopped where all ranks agree to stop."""
+        self.objective.alpha = phase.distill.alpha if phase.distill else 1.0
         if self.state.cursor == 0:
             with self._whole_or_not():
                 self.state.val_loss = None
@@ -247,8 +260,9 @@ class Trainer:
         with self.watch.clock.paused(self.state):
             limit = self.config.evaluation.final_tokens if phase_end else self.config.evaluation.tokens
             losses = examine.validation(
-                self.objective, self.strategy, self.prepared.sources, phase, limit, self._unless_stopped
-            )
+                self.objective, self.strategy, self.prepared.sources, phase, limit, self._unless_stopped,
+                self._scores(phase),
+            )  # fmt: skip
             val_loss = self.watch.validation(phase, self.state, losses, phase_end)
             self.state.val_loss = None if math.isnan(val_loss) else val_loss
             return val_loss
@@ -342,7 +356,7 @@ class Trainer:
                               "the same run.folder, on a disk that they share")  # fmt: skip
         self.skipped, self.changes = skipped, []
         if path is not None:
-            self.state, self.changes = resume.take_up(path, self.config, self.model_config, self.prepared)
+            self.state, self.changes = resume.take_up(path, self.config, self.model_config, self.prepared, self.scores)
             self.strategy.load_state(self.model, checkpoint.read_weights(path))
             self.optimizer.load_tensors(checkpoint.read_optimizer(path))
         elif self.config.run.init_from is not None:
@@ -351,7 +365,7 @@ class Trainer:
             resume.check_same_model(source, there, self.model_config)
             resume.check_same_tokenizer(source, self.prepared.tokenizer, self.config)
             self.strategy.load_state(self.model, weights)
-        self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared)
+        self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared, self.scores)
         return path
 
     def _loader(self, phase: PhaseSection) -> PhaseLoader:
@@ -366,7 +380,12 @@ class Trainer:
             rank=self.strategy.rank,
             world=self.strategy.world,
             pin_memory=self.strategy.device.type == "cuda",
+            scores=self._scores(phase),
         )
+
+    def _scores(self, phase: PhaseSection) -> Mapping[str, Path]:
+        """By source of the phase, the folder of its scores."""
+        return self.scores.get(phase.name, {})
 
     def _samples(self, phase: PhaseSection) -> int:
         return phase.steps * phase.batch_rows

@@ -138,7 +138,7 @@ class Watch:
             return float("nan")
         whole = mixed(losses, phase.data)
         if self.active:
-            sources = {name: {"val_loss": x.val_loss, "bits_per_byte": x.bits_per_byte} for name, x in losses.items()}
+            sources = {name: _held_out(loss) for name, loss in losses.items()}
             self._record(
                 {
                     "kind": "validation",
@@ -155,6 +155,9 @@ class Watch:
                 f"{phase.name}: validation loss {whole.val_loss:.4f} nats/token, perplexity {whole.perplexity:.2f}, "
                 f"{whole.bits_per_byte:.4f} bits/byte at step {state.step}, on {tokens:,.0f} tokens"
             )
+            for name, loss in losses.items():
+                if loss.divergence is not None:
+                    self.say(f"{phase.name}: {name} is {loss.divergence:.4f} nats/token from the teacher")
         return whole.val_loss
 
     def probe(self, phase: PhaseSection, state: RunState, name: str, when: str, result: "ProbeResult") -> None:
@@ -255,3 +258,9 @@ class Watch:
         import torch
 
         return hardware.peak_flops(torch.cuda.get_device_name(self.strategy.device), self.strategy.dtype)
+
+
+def _held_out(loss: HeldOutLoss) -> dict[str, float]:
+    """What is recorded of one source."""
+    told = {"val_loss": loss.val_loss, "bits_per_byte": loss.bits_per_byte}
+    return told if loss.divergence is None else {**told, "divergence": loss.divergence}

@@ -8,6 +8,7 @@ So the same requests in the same batch give the same answers on the same card an
 import hashlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import checkpoints
@@ -52,7 +53,7 @@ class Local:
 
     def about(self) -> dict[str, Any]:
         """Model and revision, or digest; tokenizer, template; and what was asked of its arithmetic."""
-        return {"engine": "local", **self._identity(), "tokenizer": self._tokenizer.fingerprint,
+        return {"engine": "local", **identity(self._name, self._path), "tokenizer": self._tokenizer.fingerprint,
                 "template": self._format.fingerprint, "dtype": self._dtype, "context": self._context}  # fmt: skip
 
     def versions(self) -> dict[str, Any]:
@@ -106,17 +107,6 @@ class Local:
         except TemplateRefusal:
             return []
 
-    def _identity(self) -> dict[str, str]:
-        if self._name.startswith(HUB):  # the Hub's cache keeps a revision's files in a folder of its name
-            return {"model": self._name.removeprefix(HUB), "revision": self._path.name}
-        if not huggingface.is_folder(self._path):
-            sums = folder.sums(self._path)
-            return {"digest": _digest([sums[checkpoint.MODEL_CONFIG], sums[checkpoint.MODEL]])}
-        files = sorted(self._path.glob("*.safetensors"))
-        if not files:
-            raise TeacherError(f"teacher.model: {self._path} has no *.safetensors: weights are read from these alone")
-        return {"digest": _digest([folder.sha256(file) for file in (self._path / huggingface.CONFIG, *files)])}
-
     def _loaded(self) -> "torch.nn.Module":
         if self._model is None:
             from models import host
@@ -126,9 +116,8 @@ class Local:
 
             from models.inference import for_decoding
 
-            device = _device(self._asked)
-            auto = "bf16" if device.startswith("cuda") else "fp32"
-            dtype = getattr(torch, DTYPES[auto if self._dtype == "auto" else self._dtype])
+            device = device_of(self._asked)
+            dtype = getattr(torch, DTYPES[resolved(self._dtype, device)])
             try:
                 self._model = checkpoints.load_model(self._path, device, context=self._context, dtype=dtype)[0]
             except CheckpointError as error:
@@ -144,11 +133,36 @@ class Local:
         return self._model
 
 
+def identity(name: str, path: Path) -> dict[str, str]:
+    """What tells a model from any other: of the Hub, its name and revision, else the digest of its weights.
+
+    Args:
+        name: how it was asked for; path: where `checkpoints.locate` found it.
+
+    Raises:
+        TeacherError: a Hugging Face folder without safetensors.
+    """
+    if name.startswith(HUB):  # the Hub's cache keeps a revision's files in a folder of its name
+        return {"model": name.removeprefix(HUB), "revision": path.name}
+    if not huggingface.is_folder(path):
+        sums = folder.sums(path)
+        return {"digest": _digest([sums[checkpoint.MODEL_CONFIG], sums[checkpoint.MODEL]])}
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise TeacherError(f"teacher.model: {path} has no *.safetensors: weights are read from these alone")
+    return {"digest": _digest([folder.sha256(file) for file in (path / huggingface.CONFIG, *files)])}
+
+
+def resolved(dtype: str, device: str) -> str:
+    """A key of DTYPES; auto is bf16 on a GPU, fp32 elsewhere."""
+    return dtype if dtype != "auto" else "bf16" if device.startswith("cuda") else "fp32"
+
+
 def _digest(sums: list[str]) -> str:
     return hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
     """The device of this process, among those of its node."""
     import torch
 

@@ -451,7 +451,8 @@ def test_no_row_is_without_a_trained_token(tmp_path):
     rows = PackedRows(TokenShards(made.sources["talk"], "train"), 128)
     trained = 0
     for index in range(len(rows)):
-        _, labels, documents = rows.row(index)
+        row = rows.row(index)
+        labels, documents = row.labels, row.document_ids
         for document in set(documents.tolist()) - {0}:
             assert (labels[documents == document] != IGNORE).any()
         trained += int((labels != IGNORE).sum())

@@ -10,8 +10,11 @@ import yaml
 from tests.conftest import ROOT
 
 
-def save_teacher(folder: Path, texts: list[str], width: int = 32, n_heads: int = 2) -> Path:
-    """A run's folder whose model has random weights, and a tokenizer of ours, with its chat template."""
+def save_teacher(
+    folder: Path, texts: list[str], width: int = 32, n_heads: int = 2, seed: int = 3, sharpness: float = 1.0
+) -> Path:
+    """A run's folder whose model has random weights, and a tokenizer of ours, with its chat template; `sharpness`
+    multiplies its logits."""
     import checkpoints
     from checkpoints import checkpoint
     from models import ModelConfig, build_model
@@ -20,7 +23,8 @@ def save_teacher(folder: Path, texts: list[str], width: int = 32, n_heads: int =
     tokenizer = Tokenizer.train(texts, 1024)
     shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=1024, n_layers=2, d_model=width, n_heads=n_heads,
                         n_kv_heads=1, d_ff=2 * width)  # fmt: skip
-    weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=3).state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in build_model(shape, seed=seed).state_dict().items()}
+    weights["final_norm.weight"] *= sharpness
     checkpoint.save(
         folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
         run_config={}, tokenizer=tokenizer

@@ -109,6 +109,27 @@ def test_the_first_reason_holds():
                      "in_evaluation_exam"]  # fmt: skip
 
 
+def test_any_answer_keeps_what_a_student_has_to_unlearn(tmp_path):
+    """Wrong, cut and looping answers, as often as they come; but no marks, nothing empty, no exam, nothing too long."""
+    loop = "She sold half of the clips in May, again. " * 3
+    rows = [trace(), trace(), trace("So 1.\n#### 1"), trace("So"), trace(loop, finish="length"), trace("Итак\n#### 72"),
+            trace("  \n"), trace("", finish="refused"), trace("<|user|>\n#### 72"), trace("x " * 900, tokens=999),
+            trace("48", EXAM, "335")]  # fmt: skip
+    options = Options(per_problem=1, max_tokens=500, any_answer=True)
+    found = choose_solutions(rows, options, Questions({"exam": [EXAM]}))
+    assert [one.reason for one in found] == ["kept"] * 6 + ["no_answer", "refused", "markup", "too_long",
+                                                            "in_evaluation_exam"]  # fmt: skip
+    path = job(tmp_path / "traces", rows)
+    assert call(path, "--out", "own", "--folder", tmp_path / "made", "--any-answer") == 0
+    about = json.loads((made(tmp_path / "made") / dataset.JSON).read_text())
+    assert about["right"] is None and about["pass_rate"] is None and about["options"]["any_answer"] is True
+    card = (made(tmp_path / "made") / dataset.CARD).read_text()
+    assert "Right and wrong answers alike" in card and "give the right answer" not in card
+    assert "any_answer" not in Options().described()  # so that other datasets keep their fingerprints
+    written = job(tmp_path / "written", [trace()], prompt={"task": "write"})
+    assert call(written, "--out", "own", "--folder", tmp_path / "made", "--any-answer") == 2
+
+
 def test_a_question_with_marks_gives_no_row():
     question = QUESTION + " <|im_end|>"
     assert choose_solutions([trace(question=question)], Options(), NOBODY)[0].reason == "markup"

@@ -144,8 +144,11 @@ def test_a_loader_row_teaches_what_its_documents_alone_teach(tmp_path, awake):
     generator = np.random.default_rng(0)
     documents = [generator.integers(0, 60, size).tolist() for size in (5, 63, 17, 40, 22, 1, 9, 31, 12, 46)]
     packed = PackedRows(TokenShards(write_shards(tmp_path / "shards", documents, end), "train"), 64)
-    rows = [[torch.from_numpy(column) for column in packed.row(index)] for index in range(len(packed))]
-    input_ids, labels, document_ids = (torch.stack(column) for column in zip(*rows, strict=True))
+    rows = [packed.row(index) for index in range(len(packed))]
+    input_ids, labels, document_ids = (
+        torch.stack([torch.from_numpy(getattr(row, name)) for row in rows])
+        for name in ("input_ids", "labels", "document_ids")
+    )
     assert any(int(ids.max()) > 1 for ids in document_ids), "no row holds two documents"
 
     cut = {int(piece) for piece in packed.plan.document[packed.plan.offset > 0]}

@@ -113,6 +113,7 @@ def problems(*overrides: str) -> dict[str, str]:
         ("phases.0.data={stories: 1, recall: 0.0009}", "phases.0.data.recall", "at least 0.001002"),
         ("phases.0.probes=[chess]", "phases.0.probes.0", "'recall'"),
         ("phases.0.learning_rate.shape=step", "phases.0.learning_rate.shape", "'wsd'"),
+        ("phases.0.distill.alpha=2", "phases.0.distill.alpha", "less than or equal to 1"),
         ("phases.0.learning_rate.peak=-1", "phases.0.learning_rate.peak", "greater than 0"),
         ("phases.0.learning_rate={shape: wsd, warmup: 0.9, decay: 0.2}", "phases.0.learning_rate.decay", "at most 0.1"),
         ("checkpoint.keep=0", "checkpoint.keep", "greater than or equal to 1"),
