@@ -66,7 +66,7 @@ else
 endif
 
 campaign: $(READY_DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign --timeout 0 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign -n 0 --timeout 0 $(ARGS)
 
 teacher: $(READY_TEACHER)
 

@@ -257,7 +257,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             found.append(f"--{name.replace('_', '-')} {value}: use 1 or more")
     if parsed.valid_fraction is not None and not 0 < parsed.valid_fraction <= 1:
         found.append(f"--valid-fraction {parsed.valid_fraction}: use a number above 0 and at most 1")
-    if remedy := sources.fault(parsed.data):
+    remedy = sources.fault(parsed.data)
+    if parsed.data.startswith(("embedded:", "text:")):
+        remedy = "name jsonl:, parquet: or hub:, whose rows can be conversations"
+    if remedy:
         found.append(f"--data {parsed.data}: {remedy}")
     if found:
         parser.error("; ".join(found))

@@ -40,6 +40,10 @@ SMALL_CHAT = [
     "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
     "data.sources.talk.documents=200", "data.sources.textbooks.documents=20", "phases.0.tokens=16384",
 ]  # fmt: skip
+SMALL_TUTOR = [
+    "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
+    "evaluation.word_problems=4", "phases.*.tokens=8192", "phases.*.batch_tokens=4096",
+]  # fmt: skip
 SMALL_JOB = [
     "problems.count=30", "job.samples=2", "job.chunk=15", "teacher.engine=endpoint", "teacher.url=SERVER",
     "teacher.allow=[seed, top_k, min_p]", "problems.evaluation_sets.gsm8k.split=test",
@@ -75,6 +79,8 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     "python -m distill.filter traces/gsm8k-FINGERPRINT --out gsm8k --evaluation-set gsm8k=hub:openai/gsm8k/main:question": [],  # noqa: E501
     f"{TRAIN} --config configs/qwen3-0.6b-gsm8k.yaml data.sources.gsm8k.from=parquet:datasets/gsm8k-FINGERPRINT/data/*.parquet": SMALL_STUDENT,  # noqa: E501
     "python -m evaluation.gsm8k --checkpoint runs/qwen3-0.6b-gsm8k --baseline hub:Qwen/Qwen3-0.6B-Base --data hub:openai/gsm8k/main --split dev": ["--limit=4", "--max-new-tokens=8"],  # noqa: E501
+    f"{TRAIN} --config configs/tutor.yaml": SMALL_TUTOR,
+    "python -m evaluation.facts --checkpoint runs/tutor": ["--max-new-tokens=8"],
     "python -m observe.report runs/default": [],
     "python -m data.inspect shards/NAME-FINGERPRINT": [],
     "python -m data.publish shards/NAME-FINGERPRINT OWNER/NAME --dry-run": [],
