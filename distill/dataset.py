@@ -19,6 +19,7 @@ from typing import Any
 
 from data.preparation import clean
 from distill import report, traces
+from distill.problems import id_of
 from distill.selection import KEPT, Decision, new_question, question_of
 from storage import folder
 
@@ -61,7 +62,7 @@ def _solution(row: Row, decision: Decision) -> dict[str, Any]:
 def _question(row: Row, decision: Decision) -> dict[str, Any]:
     question = new_question(row["text"])
     about = {name: row[name] for name in ("source", "teacher", "tokens")}
-    return {"id": clean.key_of(question).hex(), "question": question, "answer": None, **about}
+    return {"id": id_of(question), "question": question, "answer": None, **about}
 
 
 def _kept_schema(task: str) -> Any:
