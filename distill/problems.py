@@ -165,7 +165,8 @@ def _leave_out_exams(
     if not section.evaluation_sets:
         return
     sets = {
-        name: [row[0] for row in _columns(exam.from_, [exam.field], exam.split) if isinstance(row[0], str)]
+        name: [row[0] for row in _columns(exam.from_, [exam.field], exam.split)
+               if isinstance(row[0], str) and row[0].strip()]
         for name, exam in section.evaluation_sets.items()
     }
     if empty := [name for name, texts in sets.items() if not texts]:

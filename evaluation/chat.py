@@ -10,13 +10,14 @@ the data cannot be used, 2 wrong arguments, 75 interrupted.
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
 import collections
-import json
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import conversations, sources
 from data.preparation import clean, interruption
+from evaluation import record
 from evaluation.asking import (
     ALONE,
     Log,
@@ -43,7 +45,6 @@ from evaluation.asking import (
 from evaluation.intervals import wilson
 from evaluation.problems import valid_fraction_of
 from models import host
-from storage import folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -257,6 +258,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             found.append(f"--{name.replace('_', '-')} {value}: use 1 or more")
     if parsed.valid_fraction is not None and not 0 < parsed.valid_fraction <= 1:
         found.append(f"--valid-fraction {parsed.valid_fraction}: use a number above 0 and at most 1")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     remedy = sources.fault(parsed.data)
     if parsed.data.startswith(("embedded:", "text:")):
         remedy = "name jsonl:, parquet: or hub:, whose rows can be conversations"
@@ -280,10 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
         with processes() as group:
             result = evaluate(parsed, group, log)
             if group.is_main:
+                print(report(result), flush=True)  # before the file, for which there may be no room
                 if parsed.json is not None:
-                    parsed.json.parent.mkdir(parents=True, exist_ok=True)
-                    folder.write_file(parsed.json, json.dumps(result, indent=1) + "\n")
-                print(report(result), flush=True)
+                    record.write(parsed.json, result)
     except WrongDevice as error:
         log(str(error))
         return 2

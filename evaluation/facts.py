@@ -24,8 +24,10 @@ data cannot be used, 2 wrong arguments, 75 interrupted.
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
@@ -42,7 +44,7 @@ from typing import TYPE_CHECKING, Any
 from data import conversations, embedded, sources
 from data.embedded import facts
 from data.preparation import clean, interruption
-from evaluation import chat
+from evaluation import chat, record
 from evaluation.answers import gold_answer, is_correct
 from evaluation.asking import Log, Processes, Progress, WrongDevice, ask, device_of, processes
 from evaluation.gsm8k import INTERRUPTED, Student
@@ -50,7 +52,6 @@ from evaluation.intervals import clustered_wilson
 from evaluation.marking import compared
 from evaluation.problems import VALID_FRACTION, valid_fraction_of
 from models import host
-from storage import folder
 
 if TYPE_CHECKING:
     from tokenizer.conversations import ChatFormat
@@ -383,6 +384,8 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
     for name in ("replay_documents", "max_new_tokens", "batch"):
         if getattr(parsed, name) < 1:
             found.append(f"--{name.replace('_', '-')} {getattr(parsed, name)}: use 1 or more")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     if parsed.data is not None and not parsed.data.startswith("jsonl:"):
         found.append(f"--data {parsed.data}: name jsonl: and a file of questions")
     elif parsed.data is not None and (remedy := sources.fault(parsed.data)):
@@ -409,10 +412,9 @@ def main(arguments: list[str] | None = None) -> int:
         with processes() as group:
             result = evaluate(parsed, group, log)
             if group.is_main:
+                print(report(result), flush=True)  # before the file, for which there may be no room
                 if parsed.json is not None:
-                    parsed.json.parent.mkdir(parents=True, exist_ok=True)
-                    folder.write_file(parsed.json, json.dumps(result, indent=1) + "\n")
-                print(report(result), flush=True)
+                    record.write(parsed.json, result)
     except WrongDevice as error:
         log(str(error))
         return 2

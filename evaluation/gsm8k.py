@@ -15,12 +15,13 @@ Exit codes: 0 done, 1 a checkpoint or the data cannot be used, 2 wrong arguments
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,7 +38,6 @@ from evaluation.marking import Marked
 from evaluation.problems import Problem
 from models import host
 from models.sampling import Sampling
-from storage import folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -387,6 +387,8 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
             found.append(f"--{name.replace('_', '-')} {value}: use {least} or more")
     if parsed.valid_fraction is not None and not 0 < parsed.valid_fraction <= 1:
         found.append(f"--valid-fraction {parsed.valid_fraction}: use a number above 0 and at most 1")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     for name in ("data", "examples"):
         source = getattr(parsed, name)
         if source is not None and (remedy := sources.fault(source)):
@@ -413,11 +415,10 @@ def main(arguments: list[str] | None = None) -> int:
             evaluation = Evaluation(parsed, group, log)
             result = evaluation.run()
             if group.is_main:
-                if parsed.json is not None:
-                    parsed.json.parent.mkdir(parents=True, exist_ok=True)
-                    folder.write_file(parsed.json, json.dumps(result, indent=1) + "\n")
                 evaluation.remember(result)
-                print(report(result), flush=True)
+                print(report(result), flush=True)  # before the file, for which there may be no room
+                if parsed.json is not None:
+                    record.write(parsed.json, result)
     except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
         log(f"not evaluated: {error}")
         return 1

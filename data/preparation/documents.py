@@ -197,8 +197,10 @@ def _questions(name: str, section: EvaluationSet) -> list[str]:
     """All questions of an evaluation set: one that cannot be read would be looked for in no document."""
     rows = list(sources.documents(section.from_, section.field, section.split))
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
-    if bad is not None or not rows:
+    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
+    if bad is not None or blank or not rows:
         why = f"{bad.where}: {bad.detail}" if bad else f"{section.from_} is empty"
+        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
         raise sources.SourceError(f"data.evaluation_sets.{name}: every row must hold a question ({why}): mend it, or "
                                   "name another field")  # fmt: skip
     return rows
