@@ -39,6 +39,7 @@ from data.preparation.contamination import Questions
 from distill import dataset, report, selection, traces
 from distill.selection import KEPT, Options
 from models import host
+from settings import in_the_way, kind_of
 from storage import folder
 
 CODE_VERSION = 1  # raise it whenever the same traces would give another dataset
@@ -323,17 +324,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the process with 2 at the first argument that makes no sense."""
+    """Ends the process with 2, and a line about all arguments that make no sense, if there are any."""
+    found = []
     if not _NAME.fullmatch(args.out):
-        parser.error(f"--out {args.out!r}: it becomes a folder's name: use up to 64 letters, digits, - and _")
+        found.append(f"--out {args.out!r}: it becomes a folder's name: use up to 64 letters, digits, - and _")
+    if (blocking := in_the_way(args.folder)) is not None:
+        found.append(f"--folder {args.folder}: {blocking} is {kind_of(blocking)}: name a folder, which is made when "
+                     "needed")  # fmt: skip
     if args.push is not None and not _HUB_NAME.fullmatch(args.push):
-        parser.error(f"--push {args.push!r} is no data set: write OWNER/NAME")
+        found.append(f"--push {args.push!r} is no data set: write OWNER/NAME")
     for name, value in (("--per-problem", args.per_problem), ("--max-tokens", args.max_tokens)):
         if value is not None and value < 1:
-            parser.error(f"{name} {value}: use 1 or more")
+            found.append(f"{name} {value}: use 1 or more")
     for path in args.traces:
         if not (path / traces.JOB).is_file():
-            parser.error(f"{path} has no {traces.JOB}: name a folder that distill.generate made, traces/NAME-...")
+            found.append(f"{path} has no {traces.JOB}: name a folder that distill.generate made, traces/NAME-...")
+    if found:
+        parser.error("; ".join(found))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -167,8 +167,8 @@ class _Worker:
         """Say so where keys have no answer, which costs no time and would look like success."""
         now = self._tally()
         if now.refused:
-            self._say(f"WARNING: {now.refused:,} of {now.keys:,} traces are refusals and hold no answer: their requests "
-                      "do not fit teacher.context or the chat template, or the server would not answer them")  # fmt: skip
+            self._say(f"WARNING: {now.refused:,} of {now.keys:,} traces hold no answer: their requests do not "
+                      "fit teacher.context or the template, or the server refuses them")  # fmt: skip
 
     def _tally(self) -> tally.Tally:
         """Of the wanted chunks that are there, whoever made them; each is looked at once."""

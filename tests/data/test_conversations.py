@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import numpy
 import pytest
@@ -151,6 +152,17 @@ def test_a_template_that_cannot_be_used_is_refused(ours, template, message):
     bare._config["chat_template"] = template
     with pytest.raises(TokenizerError, match=message):
         ChatFormat(bare)
+
+
+def test_a_row_of_very_many_turns_takes_time_by_its_length(ours):
+    """It took hours: each content was cut out of all that follows."""
+    chat, talk = ChatFormat(ours), told([("user", "a"), ("assistant", "b")])
+    ids, mask = chat.encode(talk)
+    began = time.process_time()
+    assert chat.encode(talk * 20_000) == (ids * 20_000, mask * 20_000)
+    assert time.process_time() - began < 6
+    refused = chat.accepts(["user", "stranger"] * 20_000)
+    assert len(refused) < 500 and "stranger" in refused
 
 
 def test_the_generation_mark_of_other_trainers_is_understood(ours):

@@ -50,6 +50,16 @@ def test_a_request_before_anything_is_imported_is_one_line(number):
     assert (process.returncode, said) == (75, "interrupted: the same command goes on from there\n")
 
 
+@pytest.mark.parametrize("module", ["gsm8k", "chat", "facts"])
+def test_an_evaluation_that_is_still_loading_is_interrupted_in_one_line(module):
+    process = started("-m", f"evaluation.{module}", "--help")
+    while not _catches(process, signal.SIGTERM):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (75, "interrupted: nothing was written; the same command begins again\n")
+
+
 def _catches(process: subprocess.Popen, number: int) -> bool:
     status = Path(f"/proc/{process.pid}/status").read_text()
     (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))

@@ -246,7 +246,14 @@ def test_publish_uploads_what_verifies_with_its_card(tmp_path, capsys, monkeypat
         publish.main([str(made), "no-owner"])
 
 
-@pytest.mark.parametrize(("rows", "why"), [([{"text": "no question"}], "no field 'question'"), ([], "is empty")])
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([{"text": "no question"}], "no field 'question'"),
+        ([], "is empty"),
+        ([{"question": "Why?"}, {"question": " "}], "1 of 2 are blank"),
+    ],
+)
 def test_an_evaluation_set_without_questions_is_an_error(tmp_path, rows, why):
     """Else nothing would be looked for, and the corpus be called clean."""
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

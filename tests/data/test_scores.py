@@ -10,6 +10,7 @@ import pytest
 from data import scores, shards
 from data.loader import IGNORE, PackedRows, PhaseLoader, TokenShards, validation_batches
 from data.scores import UNSCORED, Scores
+from data.sources import SourceError
 from storage import folder
 
 END, STRIDE, K = 0, 1000, 3
@@ -140,3 +141,12 @@ def test_scores_belong_to_the_shards_whose_digest_they_name(tmp_path):
     assert scores.beside(talk, "hub:a/b") == []
     assert scores.digest(one) == scores.digest(two)  # the same numbers
     assert scores.teacher_of({"teacher": {"model": "a/b", "revision": "c"}}) == "hub:a/b"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "{}", '{"shards": "0ff"}', "\udcff"])
+def test_a_description_that_is_none_is_named(tmp_path, content):
+    source = write_source(tmp_path / "talk", masked=False)
+    path = write_scores(tmp_path / "scores-talk-1", source)
+    (path / scores.DESCRIPTION).write_text(content, errors="surrogateescape")
+    with pytest.raises(SourceError, match="scores-talk-1/scores.json does not describe scores.*distill.score again"):
+        scores.beside(source)

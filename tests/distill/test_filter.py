@@ -459,6 +459,13 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"question": "Why?"}\n{"other": 1}\n')
     text = told(path, *out, "--evaluation-set", f"g=jsonl:{tmp_path}/rows.jsonl")
     assert text.startswith("1 ") and "rows.jsonl:2" in text
+    (tmp_path / "rows.jsonl").write_text('{"question": "Why?"}\n{"question": " "}\n')
+    assert "1 of 2 are blank" in told(path, *out, "--evaluation-set", f"g=jsonl:{tmp_path}/rows.jsonl")
+    for number, odd in enumerate(({}, {"content": None}, {"chunks": "2"}, {"content": {"prompt": "x", "teacher": {}}})):
+        strange = job(tmp_path / f"strange-{number}", [trace()])
+        about = json.loads((strange / traces.JOB).read_text())
+        (strange / traces.JOB).write_text(json.dumps({**about, **odd} if odd else odd))
+        assert told(strange, *out).startswith(f"1 not filtered: {strange / traces.JOB} does not describe a job")
     bad = job(tmp_path / "bad", [trace(answer="many")])
     assert "no number" in told(bad, *out)
     file = path / traces.CHUNKS / "00000" / traces.TRACES
@@ -471,6 +478,12 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             call(*argument, *out[: 0 if "--out" in argument else None])
         assert ended.value.code == 2
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        call("nowhere", "--out", "a/b", "--folder", tmp_path / "file", "--per-problem", "0", "--push", "me")
+    all_at_once = capsys.readouterr().err
+    assert all(name in all_at_once for name in ("nowhere has no", "--out", "--folder", "--per-problem 0", "--push"))
     assert [entry.name for entry in (tmp_path / "made").iterdir()] == [".lock"]
 
 

@@ -174,6 +174,14 @@ def test_wrong_input_gets_a_line_and_an_exit_code(job, capsys, overrides, code, 
     assert told in said and len(said.splitlines()) <= 2
 
 
+def test_a_job_without_answers_says_so(job, capsys):
+    """A context that no request fits takes no time, and would look like success."""
+    assert generate.main(job("teacher.context=6", "job.samples=1", "problems.count=9")) == 0
+    assert "WARNING: 9 of 9 traces hold no answer" in capsys.readouterr().out
+    assert generate.main(job("job.samples=1", "problems.count=9")) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_a_disk_that_is_full_costs_the_chunk_under_way(job, tmp_path, capsys, monkeypatch):
     write, written = traces.write_chunk, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 import checkpoints
 from checkpoints import load_model
 from data import conversations
-from evaluation import chat
+from evaluation import chat, record
 from evaluation.asking import Processes
 from evaluation.intervals import wilson
+from storage import folder
 from tokenizer.conversations import ChatFormat
 
 
@@ -125,10 +127,25 @@ def test_the_command_asks_what_was_held_out(make_run, talk, tmp_path, capsys):
     assert json.loads(path.read_text())["conversations"] == 30
 
 
+def test_a_result_that_has_no_room_is_told_all_the_same(make_run, talk, tmp_path, capsys, monkeypatch):
+    def full(path, _data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint = make_run("full")
+    monkeypatch.setattr(folder, "write_file", full)
+    path = tmp_path / "new" / "result.json"
+    arguments = ["--checkpoint", str(checkpoint), "--data", f"jsonl:{talk(4)}", "--all", "--json", str(path)]
+    assert chat.main([*arguments, "--answers", "1", "--max-new-tokens", "2"]) == 1
+    told = capsys.readouterr()
+    assert "nats a trained token" in told.out and str(path) in told.err and told.err.count("\n") == 1
+    (tmp_path / "file").touch()
+    assert "is a file" in record.fault(tmp_path / "file" / "result.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [(["--data", "jsonl:none"], 2, "no such file"), (["--limit", "0"], 2, "--limit 0"),
-     (["--device", "banana"], 2, "banana"),
+     (["--json", "."], 2, "--json .: that is a folder"), (["--device", "banana"], 2, "banana"),
      (["--valid-fraction", "1e-9"], 1, "use --all"), (["--checkpoint", "nowhere"], 1, "nowhere is not a folder")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(make_run, talk, capsys, arguments, code, complaint):

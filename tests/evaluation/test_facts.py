@@ -187,7 +187,8 @@ def test_the_facts_are_those_of_the_run(make_run):
     ("arguments", "code", "complaint"),
     [
         (["--data", "jsonl:none"], 2, "no such file"), (["--data", "text:x"], 2, "name jsonl:"),
-        (["--batch", "0", "--max-new-tokens", "0"], 2, "--max-new-tokens 0"), (["--device", "banana"], 2, "banana"),
+        (["--batch", "0", "--max-new-tokens", "0"], 2, "--max-new-tokens 0"), (["--json", "."], 2, "is a folder"),
+        (["--device", "banana"], 2, "banana"),
         (["--replay", "embedded:facts"], 2, "facts are conversations"), (["--replay", "x"], 2, "KIND:REST"),
         (["--checkpoint", "nowhere"], 1, "nowhere is not a folder"), ([], 1, "longer_than_context"),
     ],

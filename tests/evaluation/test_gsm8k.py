@@ -149,7 +149,8 @@ def test_prompts_are_the_templates_and_the_plain_forms(make_run, word_problems):
      (["--samples", "0"], 2, "--samples 0: use 1"), (["--samples", "2", "--temperature", "0"], 2, "all be the same"),
      (["--valid-fraction", "2"], 2, "--valid-fraction 2"), (["--split", "test", "--shots", "2"], 2, "--examples"),
      (["--shots", "99"], 1, "use fewer --shots"), (["--valid-fraction", "1e-9"], 1, "--valid-fraction"),
-     (["--checkpoint", "nowhere"], 1, "nowhere is not a folder"), (["--device", "banana"], 2, "--device banana")],
+     (["--checkpoint", "nowhere"], 1, "nowhere is not a folder"), (["--json", "."], 2, "is a folder"),
+     (["--device", "banana"], 2, "--device banana")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(make_run, word_problems, capsys, arguments, code, complaint):
     given = ["--checkpoint", str(make_run("wrong")), "--data", f"jsonl:{word_problems(20)}", *arguments]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from data import embedded
 from data.loader import IGNORE, PhaseLoader
 from observe.metrics import MetricsLog
-from settings import read, validate
+from settings import ConfigError, read, validate
 from tests.training.test_distributed import ONE, TWO, losses
 from training.settings import RunConfig
 from training.start import start
@@ -116,8 +117,15 @@ def test_only_answers_are_labels_and_every_batch_teaches(tuning):
     loader.close()
 
 
-def test_a_context_that_no_conversation_fits_is_refused(tuning, run):
-    arguments = tuning("short", "phases.0.context=8", "phases.0.batch_tokens=64", "watch.sample_prompts=[]")
-    finished = run(*ONE, *arguments)
-    assert finished.returncode != 0
-    assert "data.sources.talks: all " in finished.stderr and "raise it" in finished.stderr
+def test_a_context_that_no_conversation_fits_is_refused_before_the_first_step(tuning):
+    """Also where it is a later phase's: nobody wants to hear of it after days."""
+    phases = ("[{name: long, context: 128, data: {talks: 1}, tokens: 2048, batch_tokens: 2048}, "
+              "{name: short, context: 8, data: {stories: 0.5, talks: 0.5}, tokens: 2048, batch_tokens: 64}]")
+    with pytest.raises(ConfigError) as refused:
+        train(tuning("short", f"phases={phases}", "watch.sample_prompts=[]"))
+    (problem,) = refused.value.problems
+    assert (problem.key, problem.value) == ("phases.1.context", 8)
+    shortest = int(re.match(r"use (\d+) or more: all \d+ conversations of talks", problem.remedy)[1])
+    phases = phases.replace("context: 8", f"context: {shortest}")
+    phases = phases.replace("batch_tokens: 64", f"batch_tokens: {8 * shortest}")
+    assert train(tuning("fits", f"phases={phases}", "watch.sample_prompts=[]"))[0] is Outcome.FINISHED
