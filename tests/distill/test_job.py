@@ -163,7 +163,8 @@ def test_what_is_left_is_estimated_from_the_chunks_that_were_measured():
            "prompt_tokens": 5, "tokens": 7}  # fmt: skip
     rows = [row, {**row, "text": "#### 4"}, {**row, "finish": "length"}, {**row, "answer": None}]
     counted = tally.counts(rows)
-    assert counted == {"keys": 4, "tokens": 28, "prompt_tokens": 20, "stopped": 3, "known": 3, "correct": 1}
+    assert counted == {"keys": 4, "tokens": 28, "prompt_tokens": 20, "refused": 0, "stopped": 3, "known": 3,
+                       "correct": 1}  # fmt: skip
     total = tally.Tally.of([{**counted, "usd": 0.5}, {**counted, "usd": 0.25}])
     line = tally.line("gsm8k", total, 8, 1234.0, 61)
     assert line == "gsm8k: 2/8 chunks  8 traces  1.23k tok/s  33% of 6 right  eta 1m 01s  $0.75 so far"
