@@ -137,7 +137,7 @@ def test_a_preview_keeps_its_chunks_and_says_what_the_rest_will_take(job, tmp_pa
     said = capsys.readouterr().out
     found = _folder(tmp_path / "traces")
     assert sorted(_bytes(found)) == ["00001", "00007", "00013"]
-    assert said.count("\n--- ") == 3 and "the other 12 chunks on 1 processes: 0.00 ± 0.00 hours, $0.00 ± 0.00" in said
+    assert said.count("\n--- ") == 3 and "chunks to come: 12, processes: 1, time: 0." in said
     kept = _bytes(found)
     assert generate.main(job()) == 0
     assert kept.items() <= _bytes(found).items() and len(_bytes(found)) == 15
