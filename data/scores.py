@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import shards
+from data.sources import SourceError
 from storage.folder import sums
 
 if TYPE_CHECKING:
@@ -32,8 +33,17 @@ UNSCORED = -1  # id in a place without scores, as in models.losses
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """The folder's scores.json."""
-    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    """The folder's scores.json. Raises SourceError where it cannot be read, or is none."""
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        about, told = None, f" ({error})"
+    else:
+        told = ""
+    if not isinstance(about, dict) or not {"shards", "teacher", "k"} <= set(about):
+        raise SourceError(f"{folder / DESCRIPTION} does not describe scores{told}: remove its folder and run "
+                          "distill.score again")  # fmt: skip
+    return about
 
 
 def digest(folder: Path) -> str:

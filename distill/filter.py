@@ -228,8 +228,10 @@ def _questions(name: str, source: str, field: str) -> list[str]:
     except OSError as error:  # of the Hub: files' own are SourceErrors
         raise sources.SourceError(f"--evaluation-set {name}: {source} cannot be read now: {error}") from error
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
-    if bad is not None or not rows:
+    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
+    if bad is not None or blank or not rows:
         why = f"{bad.where}: {bad.detail}" if bad else f"{source} is empty"
+        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
         raise sources.SourceError(f"--evaluation-set {name}: every row must hold a question ({why}): mend it, or name "
                                   "another field")  # fmt: skip
     return rows

@@ -95,6 +95,7 @@ def run(
         job.complete(wanted, rank * len(wanted) // processes, worker.make, say)
         if rank == 0:
             say(worker.preview(numbers) if preview and wanted else worker.line(last=True))
+            worker.warn()
             say(f"traces: {job.path}")
         return 0
     finally:
@@ -166,6 +167,13 @@ class _Worker:
             f"{now.tokens / now.keys:.0f} tokens a trace",
             f"chunks to come: {left:,}, processes: {self._processes}, time: {estimate}",
         ])  # fmt: skip
+
+    def warn(self) -> None:
+        """Say so where keys have no answer, which costs no time and would look like success."""
+        now = self._tally()
+        if now.refused:
+            self._say(f"WARNING: {now.refused:,} of {now.keys:,} traces are refusals and hold no answer: their "
+                      "requests do not fit teacher.context or the chat template, or the server would not answer")
 
     def _tally(self) -> tally.Tally:
         """Of the wanted chunks that are there, whoever made them; each is looked at once."""

@@ -170,7 +170,7 @@ def _leave_out_exams(
     sets: dict[str, list[str]] = {}
     for name, exam in section.evaluation_sets.items():
         rows = _columns(f"problems.evaluation_sets.{name}", exam.from_, [exam.field], exam.split)
-        sets[name] = [question for (question,) in rows if isinstance(question, str)]
+        sets[name] = [question for (question,) in rows if isinstance(question, str) and question.strip()]
     if empty := [name for name, texts in sets.items() if not texts]:
         raise sources.SourceError(f"problems.evaluation_sets.{empty[0]} holds no question: name its column in `field`")
     questions = Questions(sets)

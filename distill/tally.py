@@ -20,10 +20,14 @@ def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         "keys": len(rows),
         "tokens": sum(row["tokens"] for row in rows),
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "refused": sum(row["finish"] == "refused" for row in rows),
         "stopped": sum(row["finish"] == "stop" for row in rows),
         "known": len(known),
         "correct": sum(row["finish"] == "stop" and is_correct(row["text"], Fraction(row["answer"])) for row in known),
     }
+
+
+COUNTED = ("keys", "tokens", "refused", "known", "correct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Tally:
     chunks: int = 0
     keys: int = 0
     tokens: int = 0
+    refused: int = 0
     known: int = 0
     correct: int = 0
     usd: float | None = None  # of the chunks whose price is known
@@ -42,7 +47,7 @@ class Tally:
         """The sums of what is said of each chunk."""
         chunks = list(chunks)
         prices = [chunk["usd"] for chunk in chunks if chunk.get("usd") is not None]
-        sums = {name: sum(chunk.get(name, 0) for chunk in chunks) for name in ("keys", "tokens", "known", "correct")}
+        sums = {name: sum(chunk.get(name, 0) for chunk in chunks) for name in COUNTED}
         return Tally(len(chunks), **sums, usd=sum(prices) if prices else None)
 
     @property

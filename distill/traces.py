@@ -82,9 +82,18 @@ def read_job(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TraceError(f"{path / JOB} cannot be read ({error}): name a folder that distill.generate made, "
                          "traces/NAME-FINGERPRINT") from error  # fmt: skip
-    if not isinstance(job, dict):
-        raise TraceError(f"{path / JOB} is no object: name a folder that distill.generate made")
+    if not _is_job(job):
+        raise TraceError(f"{path / JOB} does not describe a job: name a folder that distill.generate made, or run the "
+                         "job's command again, which writes it anew")  # fmt: skip
     return job
+
+
+def _is_job(job: Any) -> bool:
+    """Whether this is what a job.json holds, as far as it is read here."""
+    if not isinstance(job, dict) or not isinstance(job.get("fingerprint"), str) or type(job.get("chunks")) is not int:
+        return False
+    content = job.get("content")
+    return isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in ("prompt", "teacher"))
 
 
 def chunks(path: Path) -> list[Path]:

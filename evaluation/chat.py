@@ -10,8 +10,10 @@ the data cannot be used, 2 wrong arguments, 75 interrupted.
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import conversations, sources
 from data.preparation import clean, interruption
-from evaluation import command
+from evaluation import command, record
 from evaluation.asking import (
     ALONE,
     Log,
@@ -252,6 +254,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             found.append(f"--{name.replace('_', '-')} {value}: use 1 or more")
     if parsed.valid_fraction is not None and not 0 < parsed.valid_fraction <= 1:
         found.append(f"--valid-fraction {parsed.valid_fraction}: use a number above 0 and at most 1")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     remedy = sources.fault(parsed.data)
     if parsed.data.startswith(("embedded:", "text:")):
         remedy = "name jsonl:, parquet: or hub:, whose rows can be conversations"

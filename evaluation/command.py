@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import Any
 
 from data import sources
 from data.preparation import interruption
+from evaluation import record
 from evaluation.asking import Log, Processes, WrongDevice, processes
-from storage import folder
 
 INTERRUPTED = "interrupted: nothing was written; the same command begins again"
 
@@ -36,10 +35,9 @@ def run(
         with processes() as group:
             result = evaluate(arguments, group, log)
             if group.is_main:
+                print(report(result), flush=True)  # before the file, for which there may be no room
                 if arguments.json is not None:
-                    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-                    folder.write_file(arguments.json, json.dumps(result, indent=1) + "\n")
-                print(report(result), flush=True)
+                    record.write(arguments.json, result)
     except WrongDevice as error:
         log(str(error))
         return 2

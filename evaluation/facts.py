@@ -24,8 +24,10 @@ data cannot be used, 2 wrong arguments, 75 interrupted.
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
@@ -41,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 from data import conversations, embedded, sources
 from data.embedded import facts
 from data.preparation import clean, interruption
-from evaluation import chat, command
+from evaluation import chat, command, record
 from evaluation.answers import gold_answer, is_correct
 from evaluation.asking import Log, Processes, Progress, ask, device_of
 from evaluation.gsm8k import Student
@@ -381,6 +383,8 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
     for name in ("replay_documents", "max_new_tokens", "batch"):
         if getattr(parsed, name) < 1:
             found.append(f"--{name.replace('_', '-')} {getattr(parsed, name)}: use 1 or more")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     if parsed.data is not None and not parsed.data.startswith("jsonl:"):
         found.append(f"--data {parsed.data}: name jsonl: and a file of questions")
     elif parsed.data is not None and (remedy := sources.fault(parsed.data)):

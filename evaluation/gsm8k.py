@@ -15,8 +15,10 @@ Exit codes: 0 done, 1 a checkpoint or the data cannot be used, 2 wrong arguments
 """
 
 if __name__ == "__main__":  # the imports below take their time
+    from data.preparation import interruption
     from models import host
 
+    interruption.end_at_once("interrupted: nothing was written; the same command begins again")
     host.prepare()
 
 import argparse
@@ -383,6 +385,8 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
             found.append(f"--{name.replace('_', '-')} {value}: use {least} or more")
     if parsed.valid_fraction is not None and not 0 < parsed.valid_fraction <= 1:
         found.append(f"--valid-fraction {parsed.valid_fraction}: use a number above 0 and at most 1")
+    if remedy := record.fault(parsed.json):
+        found.append(f"--json {parsed.json}: {remedy}")
     for name in ("data", "examples"):
         source = getattr(parsed, name)
         if source is not None and (remedy := sources.fault(source)):

@@ -1,5 +1,7 @@
 """Which questions a checkpoint was asked before: runs/x/evaluations.jsonl, a line for each evaluation that ended well.
 
+And the file in which --json writes a result.
+
 A test set tells the truth once. Who looks at it again and again, and keeps the checkpoint that did best, has made a
 validation set of it; so whoever asks a second time is told that it is one.
 """
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import checkpoint, huggingface
+from settings import in_the_way, kind_of
 from storage import folder
 
 NAME = "evaluations.jsonl"
@@ -46,6 +49,27 @@ def earlier(path: Path, what: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(entry, dict) and all(entry.get(key) == value for key, value in wanted.items()):
             found.append(entry)
     return found
+
+
+def fault(file: Path | None) -> str | None:
+    """Why a result could not be written to `file`, which better is known before the evaluation; None if it can."""
+    if file is None:
+        return None
+    if file.is_dir():
+        return "that is a folder: name a file in it"
+    if (blocking := in_the_way(file.parent)) is not None:
+        return f"{blocking} is {kind_of(blocking)}: name a file in a folder, which is made when needed"
+    return None
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Write a result, all of it or nothing. Raises OSError, with the file's name, where it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_file(file, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        told = f"{error.strerror or error}, so the result is above and not in the file: make room or make it writable"
+        raise OSError(error.errno, told, str(file)) from error
 
 
 def add(path: Path, entry: dict[str, Any]) -> None:

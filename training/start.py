@@ -10,6 +10,7 @@ import filelock
 
 from checkpoints import CheckpointError, checkpoint, hub, locate, newest, tokenizer_of
 from data import scores
+from data.loader import TokenShards
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
 from settings import ConfigError, Problem, as_plain
@@ -210,5 +211,22 @@ def _check_against_tokenizer(config: RunConfig, prepared: Prepared) -> None:
         if "recall" in phase.probes and (fault := recall_fault(config, prepared, context)):
             remedy = f"leave recall out, or prepare for it: {fault}"
             problems.append(Problem(f"phases.{number}.probes", phase.probes, remedy))
+    problems += _without_rows(config, prepared)
     if problems:
         raise ConfigError(problems)
+
+
+def _without_rows(config: RunConfig, prepared: Prepared) -> Iterator[Problem]:
+    """Of which sources a phase would have nothing to train on, however late it comes."""
+    for number, phase in enumerate(config.phases):
+        for name in phase.data:
+            tokens = TokenShards(prepared.sources[name], "train")
+            if not len(tokens.lengths):
+                dropped = prepared.describe(name)["dropped"]
+                told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "it is empty"
+                remedy = f"name other documents: none is left for training after preparation (dropped: {told})"
+                yield Problem(f"data.sources.{name}.from", config.data.sources[name].from_, remedy)
+            elif tokens.masks is not None and phase.context < (shortest := int(tokens.lengths.min())):
+                count = len(tokens.lengths)
+                remedy = f"use {shortest} or more: all {count:,} conversations of {name} are longer, and none is cut"
+                yield Problem(f"phases.{number}.context", phase.context, remedy)

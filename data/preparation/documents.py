@@ -198,8 +198,10 @@ def _questions(name: str, section: EvaluationSet) -> list[str]:
     with sources.named_by(f"data.evaluation_sets.{name}"):
         rows = list(sources.documents(section.from_, section.field, section.split))
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
-    if bad is not None or not rows:
+    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
+    if bad is not None or blank or not rows:
         why = f"{bad.where}: {bad.detail}" if bad else f"{section.from_} is empty"
+        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
         raise sources.SourceError(f"data.evaluation_sets.{name}: every row must hold a question ({why}): mend it, or "
                                   "name another field")  # fmt: skip
     return rows

@@ -17,9 +17,9 @@ MESSAGE = "interrupted: the same command goes on from there"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def end_at_once() -> None:
+def end_at_once(message: str = MESSAGE) -> None:
     """Handle the signals so from now on."""
-    _handle(lambda *_: _leave(MESSAGE, INTERRUPTED))
+    _handle(lambda *_: _leave(message, INTERRUPTED))
 
 
 def interrupt_once() -> None:
