@@ -57,6 +57,32 @@ def is_folder(path: str | Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "manifest.json").exists()
 
 
+def read_shape(path: str | Path) -> ModelConfig:
+    """The shape of the model in the folder `path`.
+
+    Raises:
+        CheckpointError: it is no such folder, another architecture, or asks for something that our model does not do.
+    """
+    return _shape_and_kind(Path(path))[0]
+
+
+def _shape_and_kind(path: Path) -> tuple[ModelConfig, str]:
+    try:
+        given = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        kind = given["model_type"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path / CONFIG} is no Hugging Face model config ({error!r})") from error
+    if not isinstance(kind, str) or kind not in _READERS:
+        raise CheckpointError(f"{path / CONFIG}: model_type is {kind!r}; use one of {', '.join(_READERS)}")
+    asked = _Asked(path / CONFIG, given)
+    asked.only("quantization_config", None)
+    config = _READERS[kind][0](asked)
+    if problems := config.problems():
+        told = "; ".join(f"{key} {value!r}: {remedy}" for key, value, remedy in problems)
+        raise CheckpointError(f"{path / CONFIG}: {told}")
+    return config, kind
+
+
 def read(
     path: str | Path, device: str = "cpu", dtype: "torch.dtype | None" = None
 ) -> tuple[ModelConfig, dict[str, "Tensor"]]:
@@ -67,20 +93,8 @@ def read(
         CheckpointError: it is no such folder, another architecture, or asks for something that our model does not do.
     """
     path = Path(path)
-    try:
-        given = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        kind = given["model_type"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path / CONFIG} is no Hugging Face model config ({error!r})") from error
-    if not isinstance(kind, str) or kind not in _READERS:
-        raise CheckpointError(f"{path / CONFIG}: model_type is {kind!r}; use one of {', '.join(_READERS)}")
-    read_shape, rename = _READERS[kind]
-    asked = _Asked(path / CONFIG, given)
-    asked.only("quantization_config", None)
-    config = read_shape(asked)
-    if problems := config.problems():
-        told = "; ".join(f"{key} {value!r}: {remedy}" for key, value, remedy in problems)
-        raise CheckpointError(f"{path / CONFIG}: {told}")
+    config, kind = _shape_and_kind(path)
+    rename = _READERS[kind][1]
     weights = rename(_stored(path, tensors.placing(device, dtype)))
     if config.tied_head:
         head = weights.pop("head.weight", None)

@@ -28,6 +28,11 @@ def locate(path: str | Path, only_cached: bool = False) -> Path:
     return Path(path) if huggingface.is_folder(path) else checkpoint.resolve(path)
 
 
+def read_shape(path: Path) -> ModelConfig:
+    """The shape alone of the model in a folder that `locate` gave."""
+    return huggingface.read_shape(path) if huggingface.is_folder(path) else checkpoint.read_model_config(path)
+
+
 def read_model(
     path: Path, device: str = "cpu", dtype: "torch.dtype | None" = None
 ) -> tuple[ModelConfig, dict[str, "Tensor"]]:

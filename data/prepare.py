@@ -322,7 +322,9 @@ def _write_source(
     if selection.first_malformed():
         log(f"{name}: all malformed rows are listed in {path / shards.QUARANTINE}")
     if not splits["valid"]["documents"]:
-        log(f"WARNING: {name} has no validation documents: give it `valid_from`, more documents or more valid_fraction")
+        why = " (a teacher's traces have none: the job left its dev part out)" if documents.source.conversations else ""
+        log(f"WARNING: {name} has no validation documents{why}: give it `valid_from`, more documents or more "
+            "valid_fraction")  # fmt: skip
     tokens = sum(split["tokens"] for split in splits.values())
     log(f"{name}: {tokens:,} tokens in {path} after {time.monotonic() - started:.1f} s")
 

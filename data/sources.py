@@ -8,6 +8,7 @@ by name, in bounded memory (one document, or one batch of a parquet row group, a
 parts of about one size that can be read in any order by any number of processes, and together give every row once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -492,6 +493,15 @@ def open_hub(rest: str, field: str | None, split: Split) -> Any:
     if first is not None and field is not None and field not in first:
         raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(first)}")
     return found[name]
+
+
+@contextlib.contextmanager
+def named_by(key: str) -> Iterator[None]:
+    """Has a SourceError from within begin with the `key`, or option, that names the source: several may name one."""
+    try:
+        yield
+    except SourceError as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def is_busy(error: Exception) -> bool:

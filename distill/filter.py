@@ -224,7 +224,8 @@ def _counted(jobs: list[_Traces]) -> list[int]:
 def _questions(name: str, source: str, field: str) -> list[str]:
     """All questions of an evaluation set: one that cannot be read would be looked for in no trace."""
     try:
-        rows = list(sources.documents(source, field, "test"))
+        with sources.named_by(f"--evaluation-set {name}"):
+            rows = list(sources.documents(source, field, "test"))
     except OSError as error:  # of the Hub: files' own are SourceErrors
         raise sources.SourceError(f"--evaluation-set {name}: {source} cannot be read now: {error}") from error
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)

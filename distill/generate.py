@@ -151,7 +151,12 @@ class _Worker:
         now = self._tally()
         chunks = [self._job.chunk(number) for number in self._wanted[:SHOWN]]
         rows = [traces.read_chunk(chunk, self._job.fingerprint)[0] for chunk in chunks]
-        shown = ["--- {question}\n{text}\n({finish}, {tokens} tokens; right: {answer})".format(**row) for row in rows]
+        shown = [
+            "--- {question}\n{text}\n(finish: {finish}, {tokens} tokens; right answer: {answer})".format(
+                **{**row, "answer": row["answer"] or "unknown"}
+            )
+            for row in rows
+        ]
         seconds = [spent["seconds"] for spent in self._spent.values()]
         tokens_per_second = now.tokens / sum(seconds) if sum(seconds) else None
         left = sum(not self._job.is_there(number) for number in numbers)
@@ -160,15 +165,15 @@ class _Worker:
             *shown,
             f"{now.chunks} chunks measured: {compact(tokens_per_second)} tok/s a process, {now.acceptance}, "
             f"{now.tokens / now.keys:.0f} tokens a trace",
-            f"the other {left:,} chunks on {self._processes} processes: {estimate}",
+            f"chunks to come: {left:,}, processes: {self._processes}, time: {estimate}",
         ])  # fmt: skip
 
     def warn(self) -> None:
         """Say so where keys have no answer, which costs no time and would look like success."""
         now = self._tally()
         if now.refused:
-            self._say(f"WARNING: {now.refused:,} of {now.keys:,} traces hold no answer: their requests do not "
-                      "fit teacher.context or the template, or the server refuses them")  # fmt: skip
+            self._say(f"WARNING: {now.refused:,} of {now.keys:,} traces are refusals and hold no answer: their "
+                      "requests do not fit teacher.context or the chat template, or the server would not answer")
 
     def _tally(self) -> tally.Tally:
         """Of the wanted chunks that are there, whoever made them; each is looked at once."""

@@ -111,7 +111,7 @@ def _rows(section: ProblemsSection, left_out: collections.Counter[str], say: Say
     first: sources.BadRow | None = None
     bad = 0
     fields = [section.question, *([section.answer] if section.answer else [])]
-    for question, *answers in _columns(section.from_, fields, section.split):
+    for question, *answers in _columns("problems.from", section.from_, fields, section.split):
         if isinstance(question, sources.BadRow):
             left_out[question.reason] += question.count
             bad += question.count
@@ -127,11 +127,14 @@ def _rows(section: ProblemsSection, left_out: collections.Counter[str], say: Say
             f"({first.reason}: {first.detail}): mend them, or name the column in problems.question")  # fmt: skip
 
 
-def _columns(source: str, fields: list[str], split: sources.Split) -> Iterator[tuple[str | sources.BadRow | None, ...]]:
-    """The values of `fields` row by row, with bad rows in their places."""
+def _columns(
+    key: str, source: str, fields: list[str], split: sources.Split
+) -> Iterator[tuple[str | sources.BadRow | None, ...]]:
+    """The values of `fields` row by row, with bad rows in their places; errors name the `key` of the config."""
     # The source is read once for each field: in the same order, with one item a row.
     first, *others = (sources.documents(source, field, split) for field in fields)
-    return zip(first, *(itertools.chain(other, itertools.repeat(None)) for other in others), strict=False)
+    with sources.named_by(key):
+        yield from zip(first, *(itertools.chain(other, itertools.repeat(None)) for other in others), strict=False)
 
 
 def _written(source: str, left_out: collections.Counter[str]) -> Iterator[tuple[str, None]]:
@@ -164,11 +167,10 @@ def _leave_out_exams(
     """Take out of `found` what holds a question of an evaluation set."""
     if not section.evaluation_sets:
         return
-    sets = {
-        name: [row[0] for row in _columns(exam.from_, [exam.field], exam.split)
-               if isinstance(row[0], str) and row[0].strip()]
-        for name, exam in section.evaluation_sets.items()
-    }
+    sets: dict[str, list[str]] = {}
+    for name, exam in section.evaluation_sets.items():
+        rows = _columns(f"problems.evaluation_sets.{name}", exam.from_, [exam.field], exam.split)
+        sets[name] = [question for (question,) in rows if isinstance(question, str) and question.strip()]
     if empty := [name for name, texts in sets.items() if not texts]:
         raise sources.SourceError(f"problems.evaluation_sets.{empty[0]} holds no question: name its column in `field`")
     questions = Questions(sets)

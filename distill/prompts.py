@@ -72,8 +72,8 @@ def _examples(problems: Sequence[WordProblem], count: int) -> list[WordProblem]:
     """Those of the lowest ids, hence a fair choice in any order, whose solutions are fit to be examples."""
     found = [example for example, _ in zip(filter(_is_example, problems), range(count), strict=False)]
     if len(found) < count:
-        fit = (f"{len(found)} problems have solutions of {EXAMPLE_LINES.start} to {EXAMPLE_LINES.stop - 1} short lines "
-               "with an equation each that end with #### N, and none is its own example")  # fmt: skip
+        fit = (f"of {len(problems):,} problems {len(found)} can be examples (solved in {EXAMPLE_LINES.start} to "
+               f"{EXAMPLE_LINES.stop - 1} short lines, an equation each, that end with #### N), and none is its own")
         raise ConfigError([Problem("prompt.examples", count - 1, f"use {max(0, len(found) - 1)}: {fit}")])
     return found
 

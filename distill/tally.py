@@ -80,7 +80,8 @@ class Estimate:
         return Estimate(statistics.mean(seconds) * hours, 2 * error * hours, usd_per_hour)
 
     def __str__(self) -> str:
-        told = f"{self.hours:.2f} ± {self.plus_minus:.2f} hours"
+        times, unit = (1, "hours") if self.hours >= 0.1 else (60, "minutes")
+        told = f"{self.hours * times:.2f} ± {self.plus_minus * times:.2f} {unit}"
         if self.usd_per_hour is None:
             return f"{told} (dollars: set job.usd_per_hour)"
         return f"{told}, ${self.hours * self.usd_per_hour:.2f} ± {self.plus_minus * self.usd_per_hour:.2f}"

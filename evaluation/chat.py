@@ -19,7 +19,6 @@ if __name__ == "__main__":  # the imports below take their time
 import argparse
 import collections
 import math
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -29,18 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 from data import conversations, sources
 from data.preparation import clean, interruption
-from evaluation import record
+from evaluation import command, record
 from evaluation.asking import (
     ALONE,
     Log,
     Processes,
     Progress,
     Reply,
-    WrongDevice,
     ask,
     batches,
     device_of,
-    processes,
 )
 from evaluation.intervals import wilson
 from evaluation.problems import valid_fraction_of
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
     from tokenizer.conversations import ChatFormat, Message
 
 ROWS_AT_ONCE = 8  # conversations in one forward pass
-INTERRUPTED = "interrupted: nothing was written; the same command begins again"
 _ROLE_LINE = re.compile(r"^[ \t]*(?:User|Assistant|Human):", re.MULTILINE)
 
 
@@ -271,31 +267,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = _parse(arguments)
-    from checkpoints import CheckpointError
-    from tokenizer import TokenizerError
-
-    def log(line: str) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        with processes() as group:
-            result = evaluate(parsed, group, log)
-            if group.is_main:
-                print(report(result), flush=True)  # before the file, for which there may be no room
-                if parsed.json is not None:
-                    record.write(parsed.json, result)
-    except WrongDevice as error:
-        log(str(error))
-        return 2
-    except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
-        log(f"not evaluated: {error}")
-        return 1
-    except KeyboardInterrupt:
-        log(INTERRUPTED)
-        return interruption.INTERRUPTED
-    return 0
+    return command.run(_parse(arguments), evaluate, report)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ if __name__ == "__main__":  # the imports below take their time
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -44,10 +43,10 @@ from typing import TYPE_CHECKING, Any
 from data import conversations, embedded, sources
 from data.embedded import facts
 from data.preparation import clean, interruption
-from evaluation import chat, record
+from evaluation import chat, command, record
 from evaluation.answers import gold_answer, is_correct
-from evaluation.asking import Log, Processes, Progress, WrongDevice, ask, device_of, processes
-from evaluation.gsm8k import INTERRUPTED, Student
+from evaluation.asking import Log, Processes, Progress, ask, device_of
+from evaluation.gsm8k import Student
 from evaluation.intervals import clustered_wilson
 from evaluation.marking import compared
 from evaluation.problems import VALID_FRACTION, valid_fraction_of
@@ -400,31 +399,7 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = _parse(arguments)
-    from checkpoints import CheckpointError
-    from tokenizer import TokenizerError
-
-    def log(line: str) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        with processes() as group:
-            result = evaluate(parsed, group, log)
-            if group.is_main:
-                print(report(result), flush=True)  # before the file, for which there may be no room
-                if parsed.json is not None:
-                    record.write(parsed.json, result)
-    except WrongDevice as error:
-        log(str(error))
-        return 2
-    except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
-        log(f"not evaluated: {error}")
-        return 1
-    except KeyboardInterrupt:
-        log(INTERRUPTED)
-        return interruption.INTERRUPTED
-    return 0
+    return command.run(_parse(arguments), evaluate, report)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ if __name__ == "__main__":  # the imports below take their time
     host.prepare()
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 from data import sources
 from data.preparation import interruption
-from evaluation import marking, problems, record
+from evaluation import command, marking, problems, record
 from evaluation.answers import RULES
-from evaluation.asking import GREEDY, Log, Processes, Progress, WrongDevice, ask, device_of, processes, seed_of
+from evaluation.asking import GREEDY, Log, Processes, Progress, ask, device_of, seed_of
 from evaluation.marking import Marked
 from evaluation.problems import Problem
 from models import host
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from tokenizer import Tokenizer
 
 BASELINE_SHOTS = 5  # as lm-evaluation-harness's gsm8k
-INTERRUPTED = "interrupted: nothing was written; the same command begins again"
 _STOP = "Question:"  # where a model that continues a text goes on to the next problem
 
 
@@ -399,36 +397,17 @@ def _faults(parsed: argparse.Namespace) -> list[str]:
     return found
 
 
+def evaluate(arguments: argparse.Namespace, group: Processes, log: Log) -> dict[str, Any]:
+    """The whole result, as --json writes it; the same on every process. That the checkpoint was asked is remembered."""
+    evaluation = Evaluation(arguments, group, log)
+    result = evaluation.run()
+    if group.is_main:
+        evaluation.remember(result)
+    return result
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parsed = _parse(arguments)
-    from checkpoints import CheckpointError
-    from tokenizer import TokenizerError
-
-    is_main = os.environ.get("RANK", "0") == "0"
-
-    def log(line: str) -> None:
-        if is_main:
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        with processes() as group:
-            evaluation = Evaluation(parsed, group, log)
-            result = evaluation.run()
-            if group.is_main:
-                evaluation.remember(result)
-                print(report(result), flush=True)  # before the file, for which there may be no room
-                if parsed.json is not None:
-                    record.write(parsed.json, result)
-    except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
-        log(f"not evaluated: {error}")
-        return 1
-    except WrongDevice as error:
-        log(str(error))
-        return 2
-    except KeyboardInterrupt:
-        log(INTERRUPTED)
-        return interruption.INTERRUPTED
-    return 0
+    return command.run(_parse(arguments), evaluate, report)
 
 
 if __name__ == "__main__":

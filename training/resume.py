@@ -104,7 +104,7 @@ def check_same_model(path: Path, there: ModelConfig, here: ModelConfig) -> None:
     """Raises RunMismatch unless weights of the model in the folder at `path` fit the model `here`."""
     if changes := differences({"model": there.identity()}, {"model": here.identity()}):
         raise RunMismatch(
-            f"{path} holds another model than the config describes; set back:\n  "
+            f"{path} holds another model than the config describes; set to what is there:\n  "
             + "\n  ".join(f"{key}: {one!r} there, {other!r} in the config" for key, one, other in changes)
         )
 

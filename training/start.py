@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from checkpoints import CheckpointError, checkpoint, hub, locate, newest, tokenizer_of
+from checkpoints import CheckpointError, checkpoint, hub, locate, newest, read_shape, tokenizer_of
 from data import scores
 from data.loader import TokenShards
 from data.prepare import Prepared, prepare
@@ -20,7 +20,7 @@ from tokenizer.settings import TokenizerSection
 from training.examine import recall_fault
 from training.parallel import LaunchError, Strategy
 from training.requests import Requests
-from training.resume import RunMismatch
+from training.resume import RunMismatch, check_same_model
 from training.settings import RunConfig
 from training.stability import Diverged
 from training.trainer import Outcome, Trainer, save_resolved_config
@@ -81,7 +81,10 @@ def _prepare(config: RunConfig, strategy: Strategy, requests: Requests, held: co
                     if strategy.is_main:
                         held.enter_context(_claim(config.run.path))
                     log = print if strategy.is_main else lambda _text: None
-                    prepared = prepare(config.data, _tokenizer_section(config), log)
+                    tokenizer = _tokenizer_section(config)
+                    if strategy.is_main:
+                        _check_first_weights(config)
+                    prepared = prepare(config.data, tokenizer, log)
             except (*CANNOT_START, OSError, KeyboardInterrupt) as error:
                 failure = error
         failed, stopped = strategy.sum(failure is not None, my_turn and requests.stop, patiently=True)
@@ -174,6 +177,17 @@ def _tokenizer_section(config: RunConfig) -> TokenizerSection:
     if weights is None or section.path is not None:
         return section
     return section.model_copy(update={"path": str(tokenizer_of(weights))})
+
+
+def _check_first_weights(config: RunConfig) -> None:
+    """Raises RunMismatch if the weights that a new run would begin with do not fit its shape: before its data is
+    prepared, which may take hours."""
+    init_from = config.run.init_from
+    if init_from is None or newest(config.run.path / "checkpoints")[0] is not None:
+        return
+    source = locate(init_from, only_cached=True)
+    there = read_shape(source)
+    check_same_model(source, there, config.model.config(there.vocab_size, config.longest_context))
 
 
 def _claim(folder: Path) -> contextlib.AbstractContextManager:

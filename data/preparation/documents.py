@@ -195,7 +195,8 @@ def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | N
 
 def _questions(name: str, section: EvaluationSet) -> list[str]:
     """All questions of an evaluation set: one that cannot be read would be looked for in no document."""
-    rows = list(sources.documents(section.from_, section.field, section.split))
+    with sources.named_by(f"data.evaluation_sets.{name}"):
+        rows = list(sources.documents(section.from_, section.field, section.split))
     bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
     blank = sum(isinstance(row, str) and not row.strip() for row in rows)
     if bad is not None or blank or not rows:

@@ -137,7 +137,7 @@ def test_a_preview_keeps_its_chunks_and_says_what_the_rest_will_take(job, tmp_pa
     said = capsys.readouterr().out
     found = _folder(tmp_path / "traces")
     assert sorted(_bytes(found)) == ["00001", "00007", "00013"]
-    assert said.count("\n--- ") == 3 and "the other 12 chunks on 1 processes: 0.00 ± 0.00 hours, $0.00 ± 0.00" in said
+    assert said.count("\n--- ") == 3 and "chunks to come: 12, processes: 1, time: 0." in said
     kept = _bytes(found)
     assert generate.main(job()) == 0
     assert kept.items() <= _bytes(found).items() and len(_bytes(found)) == 15
@@ -177,7 +177,7 @@ def test_wrong_input_gets_a_line_and_an_exit_code(job, capsys, overrides, code, 
 def test_a_job_without_answers_says_so(job, capsys):
     """A context that no request fits takes no time, and would look like success."""
     assert generate.main(job("teacher.context=6", "job.samples=1", "problems.count=9")) == 0
-    assert "WARNING: 9 of 9 traces hold no answer" in capsys.readouterr().out
+    assert "WARNING: 9 of 9 traces are refusals" in capsys.readouterr().out
     assert generate.main(job("job.samples=1", "problems.count=9")) == 0
     assert "WARNING" not in capsys.readouterr().out
 

@@ -75,7 +75,7 @@ def test_a_stop_text_ends_a_reply_and_the_batch(student):
     whole = ask(model, tokenizer, prompts, max_new_tokens=40, stop_ids=[])
     mark = whole[0].text[8:11]
     calls = []
-    step, model.step = model.step, lambda *arguments: calls.append(1) or step(*arguments)
+    step, model.step = model.step, lambda *arguments, **how: calls.append(1) or step(*arguments, **how)
     try:
         cut = ask(model, tokenizer, prompts, max_new_tokens=40, stop_ids=[], stop_text=mark)
         (short,) = ask(model, tokenizer, prompts[:1], max_new_tokens=40, stop_ids=[], stop_text=whole[0].text[:1])
@@ -97,7 +97,7 @@ def test_a_batch_ends_when_all_its_rows_have(student):
     last = tokenizer.decode(whole[1][:25])
     mark = next(last[-n:] for n in range(1, len(last)) if last.find(last[-n:]) == len(last) - n)
     calls = []
-    step, model.step = model.step, lambda ids, state: calls.append(ids.shape) or step(ids, state)
+    step, model.step = model.step, lambda ids, state, **how: calls.append(ids.shape) or step(ids, state, **how)
     try:
         replies = ask(model, tokenizer, prompts, max_new_tokens=50, stop_ids=stop_ids, stop_text=mark)
     finally:

@@ -164,6 +164,9 @@ def test_init_from_starts_from_the_weights_of_another_run(tiny):
     ours = load_file(more / "checkpoints" / "step-00000001" / "model.safetensors")
     theirs = load_file(sorted((whole / "checkpoints").iterdir())[-1] / "model.safetensors")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-9) for name in theirs)
+    with pytest.raises(RunMismatch, match=r"(?s)another model than the config describes.*model\.d_ff: 64 there, 96"):
+        train(tiny("other", phases, f"run.init_from={whole}", "model.d_ff=96", "data.shards=nowhere"))
+    assert not Path("nowhere").exists()  # before any data is prepared
 
 
 @pytest.mark.parametrize(
