@@ -100,7 +100,8 @@ def test_what_a_teacher_wrote_is_a_source_of_problems(tmp_path):
     rows = [{"id": "x", "sample": number, "seed": number, "question": "q", "answer": None, "text": text,
              "finish": finish, "prompt_tokens": 1, "tokens": 1}
             for number, (text, finish) in enumerate(texts.items())]  # fmt: skip
-    (tmp_path / traces.JOB).write_text('{"fingerprint": "f", "chunks": 1}')
+    job = {"fingerprint": "f", "chunks": 1, "content": {"prompt": {"task": "write"}, "teacher": {}}}
+    (tmp_path / traces.JOB).write_text(json.dumps(job))
     traces.write_chunk(tmp_path / traces.CHUNKS / "00000", rows, metadata={"job": "f"})
     found = problems.read(ProblemsSection(**{"from": f"traces:{tmp_path}", "valid_fraction": 0}))
     assert [(problem.question, problem.answer) for problem in found.problems] == [(good, None)]
