@@ -94,8 +94,10 @@ def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
     """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens."""
     text, tokenizer = corpus
     own = [promised(name).replace("PATH", str(text))]
-    if name in TUNING:  # its own file replaces one of several sources; from nothing, it needs a larger rate
-        own = [*everything_from(text), *own, "optimizer.adamw_lr=0.01"]
+    steps = 2
+    if name in TUNING:  # its own file replaces one of several sources; from nothing, it needs other rates, and longer
+        steps = 5
+        own = [*everything_from(text), *own, "optimizer.adamw_lr=0.005", "phases.*.learning_rate={shape: constant}"]
     heads = recipe(name, *own).model.n_heads
     config = recipe(
         name, *own,
@@ -103,14 +105,14 @@ def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
         "model.vocab_size=null", f"model.d_model={4 * heads}", "model.head_dim=4", f"model.d_ff={8 * heads}",
         "parallel.device=cpu", "parallel.cpu_threads=1", "watch.wandb=off", "watch.sample_tokens=3",
         "watch.log_every=1",
-        "phases.*.tokens=4096", "phases.*.batch_tokens=2048", "phases.*.micro_batch=4", "evaluation.final_tokens=2048",
-        "evaluation.every_steps=null",
+        f"phases.*.tokens={2048 * steps}", "phases.*.batch_tokens=2048", "phases.*.micro_batch=4",
+        "evaluation.final_tokens=2048", "evaluation.every_steps=null",
     )  # fmt: skip
     assert start(config) is Outcome.FINISHED
     model, _, shape = load_model(config.run.path)
     assert shape == config.model.config(shape.vocab_size, config.longest_context)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     losses = [record["loss"] for record in MetricsLog.read(config.run.path / "metrics.jsonl") if "lr" in record]
-    assert len(losses) == 2 * len(config.phases)
+    assert len(losses) == steps * len(config.phases)
     assert losses[0] == pytest.approx(torch.tensor(float(shape.vocab_size)).log().item(), rel=0.02)
     assert losses[-1] < losses[0]

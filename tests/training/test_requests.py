@@ -218,8 +218,8 @@ def test_stopped_anywhere_even_in_a_validation_records_and_weights_are_those_of_
     class Stopping(training.start.Trainer):
         looks = 0
 
-        def __init__(self, config, strategy, prepared, requests):
-            super().__init__(config, strategy, prepared, requests)
+        def __init__(self, config, strategy, prepared, requests, scores):
+            super().__init__(config, strategy, prepared, requests, scores)
             self.requests = StopAfter(self.looks)
 
     monkeypatch.setattr(training.start, "Trainer", Stopping)
