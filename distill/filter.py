@@ -35,7 +35,7 @@ import filelock
 
 from data import sources
 from data.preparation import interruption
-from data.preparation.contamination import Questions
+from data.preparation.contamination import Questions, read_questions
 from distill import dataset, report, selection, traces
 from distill.selection import KEPT, Options
 from models import host
@@ -224,18 +224,9 @@ def _counted(jobs: list[_Traces]) -> list[int]:
 def _questions(name: str, source: str, field: str) -> list[str]:
     """All questions of an evaluation set: one that cannot be read would be looked for in no trace."""
     try:
-        with sources.named_by(f"--evaluation-set {name}"):
-            rows = list(sources.documents(source, field, "test"))
+        return read_questions(f"--evaluation-set {name}", source, field, "test")
     except OSError as error:  # of the Hub: files' own are SourceErrors
         raise sources.SourceError(f"--evaluation-set {name}: {source} cannot be read now: {error}") from error
-    bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
-    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
-    if bad is not None or blank or not rows:
-        why = f"{bad.where}: {bad.detail}" if bad else f"{source} is empty"
-        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
-        raise sources.SourceError(f"--evaluation-set {name}: every row must hold a question ({why}): mend it, or name "
-                                  "another field")  # fmt: skip
-    return rows
 
 
 def _sum(values: Iterator[float | None]) -> float | None:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from data import sources
 from data.preparation.words import words_of
 
 NGRAM, SHORTEST = 8, 4  # words
@@ -43,6 +44,26 @@ def _is_number(word: str) -> bool:
 
 def _ngrams(words: list[str], length: int) -> set[str]:
     return {" ".join(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+
+def read_questions(key: str, source: str, field: str, split: sources.Split) -> list[str]:
+    """All questions of an evaluation set: one that cannot be read would be looked for in no document.
+
+    Args:
+        key: what asked for them, to be named in errors.
+
+    Raises:
+        sources.SourceError: a row holds no question, or there is none.
+    """
+    with sources.named_by(key):
+        rows = list(sources.documents(source, field, split))
+    bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
+    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
+    if bad is not None or blank or not rows:
+        why = f"{bad.where}: {bad.detail}" if bad else f"{source} is empty"
+        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
+        raise sources.SourceError(f"{key}: every row must hold a question ({why}): mend it, or name another field")
+    return rows
 
 
 class Questions:

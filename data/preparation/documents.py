@@ -18,11 +18,11 @@ from pathlib import Path
 
 from data import sources
 from data.preparation import read_pieces
-from data.preparation.contamination import Questions
+from data.preparation.contamination import Questions, read_questions
 from data.preparation.download import downloaded
 from data.preparation.select_documents import Selection, kept
 from data.preparation.workers import Workers
-from data.settings import DataSection, EvaluationSet, SourceSection
+from data.settings import DataSection, SourceSection
 from storage import folder
 
 WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
@@ -146,7 +146,8 @@ class Documents:
         questions = None
         if self.data.evaluation_sets:
             questions = self.work / "questions.json"
-            sets = {name: _questions(name, section) for name, section in self.data.evaluation_sets.items()}
+            sets = {name: read_questions(f"data.evaluation_sets.{name}", exam.from_, exam.field, exam.split)
+                    for name, exam in self.data.evaluation_sets.items()}  # fmt: skip
             Questions(sets).save(questions)
         return read_pieces.Rules(self.source.column, self.data.min_characters, self.data.filters,
                                  self.data.near_duplicates is not None, questions)  # fmt: skip
@@ -191,20 +192,6 @@ def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | N
     if not path.exists():
         read_pieces.read_piece(piece, rules, path)
     return problems[0] if problems else None
-
-
-def _questions(name: str, section: EvaluationSet) -> list[str]:
-    """All questions of an evaluation set: one that cannot be read would be looked for in no document."""
-    with sources.named_by(f"data.evaluation_sets.{name}"):
-        rows = list(sources.documents(section.from_, section.field, section.split))
-    bad = next((row for row in rows if isinstance(row, sources.BadRow)), None)
-    blank = sum(isinstance(row, str) and not row.strip() for row in rows)
-    if bad is not None or blank or not rows:
-        why = f"{bad.where}: {bad.detail}" if bad else f"{section.from_} is empty"
-        why = f"{blank:,} of {len(rows):,} are blank" if blank and not bad else why
-        raise sources.SourceError(f"data.evaluation_sets.{name}: every row must hold a question ({why}): mend it, or "
-                                  "name another field")  # fmt: skip
-    return rows
 
 
 def _bytes_of(piece: sources.Piece) -> int:
