@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from models import host
+from machine import process
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,13 +30,13 @@ def main() -> int:
         signal.signal(number, signal.SIG_DFL)
     for output in (sys.stdout, sys.stderr):  # a terminal that knows fewer characters than the model
         output.reconfigure(errors="replace")
-    host.prepare()
+    process.prepare()
     import torch
 
     from checkpoints import CheckpointError, load_model, stop_ids
     from models.compilation import compile_steps
-    from models.decoding import generate
-    from models.inference import for_decoding
+    from models.inference.decoding import generate
+    from models.inference.ready import for_decoding
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -85,7 +85,7 @@ def main() -> int:
 def _chat(arguments: argparse.Namespace, model: "nn.Module", tokenizer: "Tokenizer", ends: list[int]) -> int:
     """Read messages and answer them until there are no more; returns the exit code."""
     from checkpoints import text_start
-    from models.decoding import generate
+    from models.inference.decoding import generate
     from tokenizer import TokenizerError
     from tokenizer.conversations import ChatFormat
 
@@ -209,7 +209,7 @@ def _stop_ids(tokenizer: "Tokenizer", stops: list[str]) -> tuple[list[int], list
 
 
 def _parse() -> argparse.Namespace:
-    from models.sampling import Sampling
+    from models.inference.sampling import Sampling
 
     defaults = Sampling()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

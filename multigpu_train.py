@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from models import host
+from machine import process
 from settings import ConfigError, load
 from training.requests import Requests
 
@@ -22,7 +22,7 @@ FILE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 def main() -> int:
     """Listen to signals, and for the launcher's end, from the first moment on; then run."""
-    host.end_with_launcher()
+    process.end_with_launcher()
     for output in (sys.stdout, sys.stderr):  # in the order in which things happen, into a log file too
         output.reconfigure(line_buffering=True)
     with contextlib.closing(Requests()) as requests:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, requests: Requests) -> int:
         if is_main:
             print(json.dumps(estimate.as_json()) if arguments.json else estimate.as_text())
         return 0
-    host.prepare()
+    process.prepare()
     from training.start import CANNOT_START, Diverged, start
 
     try:
@@ -106,5 +106,5 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
-    host.leave(main())
+    process.outlive_readers()
+    process.leave(main())

@@ -6,8 +6,8 @@ held at most beyond what it held before. Exit code 1: a windowed layer's cost a 
 times that at the shortest, or its memory has grown 1.15 times as fast as the length.
 
 What a pass frees stays with the process for the next one. With --memory returned it goes back to the system, as it
-does in training (models/host.py), and every pass pays for it anew: that is the system's cost, not the layer's, and it
-is larger for long passes on a virtual machine that hands back to its host what has been free for some seconds.
+does in training (machine/process.py), and every pass pays for it anew: that is the system's cost, not the layer's, and
+it is larger for long passes on a virtual machine that hands back to its host what has been free for some seconds.
 """
 
 import sys
@@ -76,15 +76,15 @@ def measure(recipe: str, length: int, windowed: bool, memory: str) -> dict[str, 
     """CPU-seconds a token of one forward and backward pass, the median of several, and the memory they took."""
     import torch
 
-    from models import host
-    from models.attention import Layout
+    from machine import process
+    from machine.hardware import memory_in_use
+    from models.kernels.attention import Layout
     from models.transformer import Attention, RotaryTable
-    from observe.hardware import memory_in_use
 
     if memory == "returned":
-        host.return_memory()
+        process.return_memory()
     else:
-        host.keep_memory()
+        process.keep_memory()
     torch.manual_seed(0)
     config = result.recipe_model(recipe, context=length, **({} if windowed else {"window": None}))
     layer = Attention(config, 0)

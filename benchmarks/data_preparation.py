@@ -22,7 +22,7 @@ import psutil
 import yaml
 
 from benchmarks import result
-from models.host import usable_cores
+from machine.process import usable_cores
 
 ALLOWED = 1.2  # times the memory for ten times the text
 EXCHANGED = 1 / 3  # of the words, in each copy

@@ -4,7 +4,7 @@ One sequence, one thread: tokens/s at several lengths, with fp32, bf16 and int8 
 transformers' Llama of the same shape (greedy, with its cache). Weights are random; speed does not depend on them. Each
 measurement has a process of its own, whose peak memory counts whole, imports and all; sides take turns, and medians
 count. transformers stops where its cost is plain: its attention sees everything, ours the recipe's windows. Our scripts
-prepare their process (models/host.py: huge pages); theirs is measured as its users run it, and prepared like ours.
+prepare their process (machine/process.py: huge pages); theirs is measured as its users run it, and prepared like ours.
 """
 
 import sys
@@ -73,9 +73,9 @@ def measure(side: str, recipe: str, tokens: int) -> dict[str, Any]:
 
 def _ours(config: Any, weights: str) -> Any:
     from models import build_model
-    from models.decoding import generate
-    from models.inference import for_decoding
-    from models.sampling import Sampling
+    from models.inference.decoding import generate
+    from models.inference.ready import for_decoding
+    from models.inference.sampling import Sampling
 
     model = for_decoding(build_model(config).eval(), weights)
     return lambda prompt, new: len(generate(model, [prompt], new, sampling=Sampling(temperature=0))[0])

@@ -103,8 +103,9 @@ class Road:
 
     def positions(self, name: str, source: dict[str, Any]) -> int:
         """Positions of a phase on one source, of which `TRAINED_TOKENS` are trained."""
-        from data.loader import PackedRows, TokenShards
+        from data.loader import PackedRows
         from data.prepare import Config, prepare
+        from data.token_shards import TokenShards
         from settings import validate
 
         sections = {"shards": str(self.folder / "shards"), "sources": {name: source}, "workers": 1}

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.preparation import interruption
 from distill import generate
-from models import host
+from machine import process
 
 _CHUNK = re.compile(r"\.tmp-\d{5,}-[0-9a-f]{8}")  # what storage.folder calls a chunk until then
 
@@ -32,10 +32,10 @@ def arm(count: int) -> None:
 
 
 if __name__ == "__main__":
-    host.end_with_launcher()
+    process.end_with_launcher()
     kind, _, number = os.environ["FAULT"].partition(":")
     if kind != "rename":
         sys.exit(f"FAULT={kind}: there is only rename:N")
     arm(int(number))
     interruption.interrupt_once()
-    host.leave(generate.main())
+    process.leave(generate.main())

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import multigpu_train
-from models import host
+from machine import process
 from storage import folder
 
 
@@ -68,4 +68,4 @@ def arm(fault: str, count: _Countdown) -> None:
 if __name__ == "__main__":
     chosen, _, number = os.environ["FAULT"].partition(":")
     arm(chosen, _Countdown(int(number)))
-    host.leave(multigpu_train.main())
+    process.leave(multigpu_train.main())

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from benchmarks import result
 from benchmarks.device import Row, free, not_alone, wait
+from machine import hardware
 from models import ModelConfig, build_model
-from models.attention import Layout, attention, choose_kernel, reference
 from models.compilation import compile_blocks
-from observe import hardware
+from models.kernels.attention import Layout, attention, choose_kernel, reference
 
 if TYPE_CHECKING:
     from training.settings import OptimizerSection

@@ -18,11 +18,11 @@ import torch
 from benchmarks import result
 from benchmarks.device import Row, not_alone, wait
 from models import ModelConfig, build_model
-from models.captured import TOLERANCE_ELSE, CapturedSteps
 from models.compilation import compile_recorded_steps
-from models.decoding import generate, prefill
-from models.inference import for_decoding
-from models.sampling import Sampling
+from models.inference.captured import TOLERANCE_ELSE, CapturedSteps
+from models.inference.decoding import generate, prefill
+from models.inference.ready import for_decoding
+from models.inference.sampling import Sampling
 
 QWEN3_4B = ModelConfig(
     vocab_size=151_936, context=1024, n_layers=36, d_model=2560, n_heads=32, n_kv_heads=8, head_dim=128, d_ff=9728,
@@ -35,7 +35,7 @@ TINY = ModelConfig(
 PROMPT, NEW = (80, 120), (200, 20)  # tokens: fewest and most; on a GPU and on the CPU
 BATCHES = {"cuda": (32, 64, 96), "cpu": (2, 3)}
 COMPILED_BATCH = 64
-CHECKED = 180  # tokens after the shortest prompt: they pass a multiple of models.captured.SPAN
+CHECKED = 180  # tokens after the shortest prompt: they pass a multiple of models.inference.captured.SPAN
 SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20)  # what Qwen3-4B-Instruct-2507 asks for
 MOST_SECONDS = 190  # of the whole section; the compiler, which nobody can promise for, has what is left of them
 

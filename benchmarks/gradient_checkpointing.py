@@ -64,12 +64,13 @@ def measure(recipe: str, recompute: bool) -> dict[str, Any]:
     import torch
 
     from data.loader import Batch
-    from models import build_model, host
-    from observe.hardware import memory_in_use
+    from machine import process
+    from machine.hardware import memory_in_use
+    from models import build_model
     from training.objectives import NextToken
     from training.optimizer import MuonAdamW
 
-    host.return_memory()  # as the trainer does for models whose activations count
+    process.return_memory()  # as the trainer does for models whose activations count
     shape = result.recipe_model(recipe)
     width = HEAD_WIDTH * shape.n_heads
     config = result.recipe_model(recipe, vocab_size=VOCABULARY, d_model=width, head_dim=HEAD_WIDTH, d_ff=2 * width,

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from benchmarks import result
-from models.host import usable_cores
+from machine.process import usable_cores
 
 
 def main() -> int:
@@ -55,11 +55,12 @@ def measure(recipe: str, context: int, precision: str) -> dict[str, Any]:
     import torch
 
     from data.loader import Batch
-    from models import build_model, host
+    from machine import process
+    from models import build_model
     from training.objectives import NextToken
     from training.optimizer import MuonAdamW
 
-    host.return_memory()  # as the trainer does for a model of this size
+    process.return_memory()  # as the trainer does for a model of this size
     times, began = {}, time.perf_counter()
 
     def lap(name: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from observe.hardware import environment
+from machine.hardware import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,13 +44,13 @@ def isolated(
     """`measure(**arguments)` in a fresh process on so many threads, so that its `peak_memory` (bytes) is its own.
 
     `measure` is a module's function; arguments and result are JSON. Raises RuntimeError with the process's last words
-    if it fails. `prepared`: with what our entry scripts tell a process about its memory (models/host.py).
+    if it fails. `prepared`: with what our entry scripts tell a process about its memory (machine/process.py).
     """
     module = measure.__module__
     if module == "__main__":
         module = sys.modules["__main__"].__spec__.name
     code = (
-        f"from models import host; {'host.prepare()' if prepared else 'pass'}; "
+        f"from machine import process; {'process.prepare()' if prepared else 'pass'}; "
         "import json, sys; from importlib import import_module; from benchmarks import result; "
         f"measured = getattr(import_module({module!r}), {measure.__name__!r})(**json.loads(sys.argv[1])); "
         "print(json.dumps({**measured, 'peak_memory': result.peak_memory()}))"

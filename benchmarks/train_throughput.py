@@ -6,7 +6,7 @@ Tokens per CPU-second of whole steps (forward, backward, clipping, optimizer) on
 batch. Each measurement has a process of its own; sides take turns, and medians count. Both sides use AdamW; our
 default, Muon for matrices, stands beside it. Theirs is the loop that transformers' users write: labels into the model,
 `torch.optim.AdamW`. Its attention sees everything, ours the recipe's windows; `full` is ours without windows. Our
-scripts prepare their process (models/host.py); theirs is measured as its users run it, and prepared like ours.
+scripts prepare their process (machine/process.py); theirs is measured as its users run it, and prepared like ours.
 """
 
 import sys
@@ -97,11 +97,12 @@ class _Ours:
         import torch
 
         from data.loader import Batch
-        from models import build_model, host
+        from machine import process
+        from models import build_model
         from training.objectives import NextToken
         from training.optimizer import MuonAdamW
 
-        host.return_memory()  # as the trainer does for a model of this size
+        process.return_memory()  # as the trainer does for a model of this size
         if side == "ours, full attention":
             config = dataclasses.replace(config, window=None)
         self.objective = NextToken(build_model(config)).train()

@@ -79,7 +79,7 @@ def load_model(
         context: the longest sequence that is wanted, tokens: tables and caches are made for it. A model whose own
             context is shorter keeps that.
         dtype: of the weights (None: fp32), as they are read, one after the other, to the device: a whole copy in
-            another type never exists. Norms stay fp32, as in models.inference.for_decoding.
+            another type never exists. Norms stay fp32, as in models.inference.ready.for_decoding.
 
     Raises:
         CheckpointError: there is no model, or it does not verify.

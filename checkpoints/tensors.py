@@ -28,7 +28,7 @@ def read(file: Path, place: Callable[[str, "Tensor"], "Tensor"] | None = None) -
 
 def placing(device: "str | torch.device", dtype: "torch.dtype | None" = None) -> Callable[[str, "Tensor"], "Tensor"]:
     """For `read`: each weight to `device`, in `dtype` (None: fp32), the norms in fp32 whatever it is, as decoding has
-    them (models/inference.py)."""
+    them (models/inference/ready.py)."""
     import torch
 
     def place(name: str, tensor: "Tensor") -> "Tensor":

@@ -38,7 +38,7 @@ from data.preparation import clean, interruption, write_tokens
 from data.preparation.documents import Documents, valid_count
 from data.preparation.workers import Workers
 from data.settings import DataSection, EvaluationSet
-from models import host
+from machine import process
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.conversations import ChatFormat
@@ -410,6 +410,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
+    process.outlive_readers()
     interruption.interrupt_once()
     sys.exit(main())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data import shards, sources
-from models import host
+from machine import process
 from storage import folder
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -145,5 +145,5 @@ def card(about: dict[str, Any], name: str, license_: str) -> str:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
+    process.outlive_readers()
     sys.exit(main())

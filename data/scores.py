@@ -15,21 +15,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data import shards
 from data.sources import SourceError
+from data.token_shards import TokenShards
+from models.kernels.ignored import UNSCORED
 from storage.folder import sums
-
-if TYPE_CHECKING:
-    from data.loader import TokenShards
 
 DESCRIPTION = "scores.json"
 IDS, LOGPROBS = ".top_ids", ".top_logprobs"
 LOGPROB = np.dtype("<f2")
-UNSCORED = -1  # id in a place without scores, as in models.losses
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -77,7 +75,7 @@ class Scores:
         k: scores of a token.
     """
 
-    def __init__(self, folder: Path, split: str, tokens: "TokenShards"):
+    def __init__(self, folder: Path, split: str, tokens: TokenShards):
         about = describe(folder)
         self.k: int = about["k"]
         self._tokens = tokens
@@ -112,7 +110,7 @@ def _mapped(path: Path, dtype: np.dtype, k: int) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r").reshape(-1, k)
 
 
-def _trained_before(tokens: "TokenShards") -> np.ndarray:
+def _trained_before(tokens: TokenShards) -> np.ndarray:
     """[documents] int64: trained tokens of a document's shard that lie before it."""
     counts: list[np.ndarray] = []
     for shard, lengths in enumerate(tokens.shard_lengths):

@@ -38,7 +38,7 @@ from data.preparation import interruption
 from data.preparation.contamination import Questions, read_questions
 from distill import dataset, report, selection, traces
 from distill.selection import KEPT, Options
-from models import host
+from machine import process
 from settings import in_the_way, kind_of
 from storage import folder
 
@@ -364,6 +364,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
+    process.outlive_readers()
     interruption.interrupt_once()
     sys.exit(main())

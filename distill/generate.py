@@ -15,9 +15,9 @@ ends at once with 128 + the signal's number).
 
 if __name__ == "__main__":  # the imports below take their time
     from data.preparation import interruption
-    from models import host
+    from machine import process
 
-    host.end_with_launcher()
+    process.end_with_launcher()
     interruption.end_at_once()
 
 import argparse
@@ -36,7 +36,7 @@ from distill import problems, tally, traces
 from distill.job import Job, part_of, spread
 from distill.settings import DistillConfig, open_teacher
 from distill.teachers import Answer, TeacherError
-from models import host
+from machine import process
 from observe.units import compact
 
 if TYPE_CHECKING:
@@ -222,6 +222,6 @@ def _part(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
+    process.outlive_readers()
     interruption.interrupt_once()
-    host.leave(main())
+    process.leave(main())

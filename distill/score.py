@@ -15,9 +15,9 @@ tokenizer, 75 interrupted (asked a second time, it ends at once with 128 + the s
 
 if __name__ == "__main__":  # the imports below take their time
     from data.preparation import interruption
-    from models import host
+    from machine import process
 
-    host.end_with_launcher()
+    process.end_with_launcher()
     interruption.end_at_once()
 
 import argparse
@@ -44,8 +44,8 @@ from data.preparation import interruption
 from distill.parts import Parts
 from distill.teachers import TeacherError
 from distill.teachers.local import DTYPES, device_of, identity, resolved
-from models import host
-from models.config import LOGITS_AT_ONCE
+from machine import process
+from models.kernels.limits import LOGITS_AT_ONCE
 from observe.units import compact, duration
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
@@ -53,7 +53,7 @@ from tokenizer import Tokenizer, TokenizerError
 if TYPE_CHECKING:
     import torch
 
-    from data.loader import TokenShards
+    from data.token_shards import TokenShards
 
 CODE_VERSION = 1  # raise it whenever the same arguments would give other scores
 PART_TOKENS = 262_144  # tokens of a part, which is what an interruption costs at most
@@ -164,7 +164,7 @@ class _Job:
         self, path: Path, about: dict[str, Any], teacher: Path, entries: int, manner: Manner, parts: Parts,
         target: Path, say: Say,
     ):  # fmt: skip
-        from data.loader import TokenShards
+        from data.token_shards import TokenShards
 
         self.parts, self._about, self._target, self._say = parts, about, target, say
         self._teacher, self._entries, self._manner = teacher, entries, manner
@@ -209,7 +209,7 @@ class _Job:
 
     def _scored(self, tokens: "TokenShards", part: Part) -> tuple[np.ndarray, np.ndarray]:
         """(ids, log-probabilities), [trained, k] each, of a part's documents in order."""
-        from models.losses import IGNORE
+        from models.kernels.ignored import IGNORE
 
         model = self._model
         windows = list(_windows(tokens, part, model.config.context))
@@ -279,7 +279,7 @@ def _likeliest(
     batch, padded behind, where no token sees it; of its logits the first `entries` count."""
     import torch
 
-    from models.losses import IGNORE
+    from models.kernels.ignored import IGNORE
 
     device = model.head_weight.device
     longest = max(len(inputs) for inputs, _ in pieces)
@@ -356,6 +356,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.outlive_readers()
+    process.outlive_readers()
     interruption.interrupt_once()
-    host.leave(main())
+    process.leave(main())

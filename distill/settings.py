@@ -10,7 +10,7 @@ import pydantic
 from data import sources
 from data.settings import EvaluationSet
 from evaluation.problems import VALID_FRACTION
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 from settings import Problem, Section, in_the_way, kind_of
 
 if TYPE_CHECKING:

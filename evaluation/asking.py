@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,7 +179,7 @@ def _continued(
     seeds: list[int] | None,
 ) -> list[Reply]:
     """Replies of one batch, all of whose prompts fit."""
-    from models.decoding import generate
+    from models.inference.decoding import generate
 
     watched = _Watched(tokenizer, stop_text, len(prompts))
     with contextlib.suppress(_AllStopped):

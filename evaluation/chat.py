@@ -11,10 +11,10 @@ the data cannot be used, 2 wrong arguments, 75 interrupted.
 
 if __name__ == "__main__":  # the imports below take their time
     from data.preparation import interruption
-    from models import host
+    from machine import process
 
     interruption.end_at_once("interrupted: nothing was written; the same command begins again")
-    host.prepare()
+    process.prepare()
 
 import argparse
 import collections
@@ -41,7 +41,7 @@ from evaluation.asking import (
 )
 from evaluation.intervals import wilson
 from evaluation.problems import valid_fraction_of
-from models import host
+from machine import process
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,8 +98,8 @@ def losses(
     """(loss sum in nats, trained tokens) of each conversation: of every token in its mask, given all before it."""
     import torch
 
-    from models.decoding import evaluating
-    from models.losses import linear_cross_entropy
+    from models.inference.decoding import evaluating
+    from models.kernels.losses import linear_cross_entropy
 
     device = next(model.parameters()).device
     found: dict[int, tuple[float, int]] = {}
@@ -147,7 +147,7 @@ def answers(
 def evaluate(arguments: argparse.Namespace, group: Processes, log: Log) -> dict[str, Any]:
     """The whole result, as --json writes it; the same on every process."""
     from checkpoints import load_model, locate, text_start
-    from models.inference import for_decoding
+    from models.inference.ready import for_decoding
     from tokenizer.conversations import ChatFormat
 
     device = device_of(arguments.device, group)
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.end_with_launcher()
-    host.outlive_readers()
+    process.end_with_launcher()
+    process.outlive_readers()
     interruption.interrupt_once()
     sys.exit(main())

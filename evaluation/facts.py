@@ -25,10 +25,10 @@ data cannot be used, 2 wrong arguments, 75 interrupted.
 
 if __name__ == "__main__":  # the imports below take their time
     from data.preparation import interruption
-    from models import host
+    from machine import process
 
     interruption.end_at_once("interrupted: nothing was written; the same command begins again")
-    host.prepare()
+    process.prepare()
 
 import argparse
 import json
@@ -50,7 +50,7 @@ from evaluation.gsm8k import Student
 from evaluation.intervals import clustered_wilson
 from evaluation.marking import compared
 from evaluation.problems import VALID_FRACTION, valid_fraction_of
-from models import host
+from machine import process
 
 if TYPE_CHECKING:
     from tokenizer.conversations import ChatFormat
@@ -403,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.end_with_launcher()
-    host.outlive_readers()
+    process.end_with_launcher()
+    process.outlive_readers()
     interruption.interrupt_once()
     sys.exit(main())

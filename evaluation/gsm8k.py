@@ -16,10 +16,10 @@ Exit codes: 0 done, 1 a checkpoint or the data cannot be used, 2 wrong arguments
 
 if __name__ == "__main__":  # the imports below take their time
     from data.preparation import interruption
-    from models import host
+    from machine import process
 
     interruption.end_at_once("interrupted: nothing was written; the same command begins again")
-    host.prepare()
+    process.prepare()
 
 import argparse
 import sys
@@ -35,13 +35,13 @@ from evaluation.answers import RULES
 from evaluation.asking import GREEDY, Log, Processes, Progress, ask, device_of, seed_of
 from evaluation.marking import Marked
 from evaluation.problems import Problem
-from models import host
-from models.sampling import Sampling
+from machine import process
+from models.inference.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.inference import Weights
+    from models.inference.ready import Weights
     from tokenizer import Tokenizer
 
 BASELINE_SHOTS = 5  # as lm-evaluation-harness's gsm8k
@@ -74,7 +74,7 @@ class Student:
         import torch
 
         from checkpoints import load_model, stop_ids, text_start
-        from models.inference import for_decoding
+        from models.inference.ready import for_decoding
 
         model, tokenizer, _ = load_model(path, device, dtype=torch.bfloat16 if weights == "bf16" else None)
         model = for_decoding(model, weights)
@@ -263,7 +263,7 @@ class Evaluation:
         return Answers(greedy, drawn)
 
     def _result(self, answers: Answers, before: Answers | None) -> dict[str, Any]:
-        from observe.hardware import environment
+        from machine.hardware import environment
 
         arguments = self.arguments
         (form, greedy), *_ = answers.greedy.items()
@@ -411,7 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    host.end_with_launcher()
-    host.outlive_readers()
+    process.end_with_launcher()
+    process.outlive_readers()
     interruption.interrupt_once()
     sys.exit(main())

@@ -54,7 +54,7 @@ def word_problems(
     Raises:
         ValueError: there are fewer than `count` different problems.
     """
-    from models.decoding import Sampling, generate
+    from models.inference.decoding import Sampling, generate
 
     tasks = _different_problems(seed, count)
     correct = 0
@@ -90,7 +90,7 @@ def recall(
     """
     import torch
 
-    from models.decoding import evaluating
+    from models.inference.decoding import evaluating
 
     clusters: list[tuple[int, int]] = []
     device = next(model.parameters()).device

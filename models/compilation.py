@@ -9,15 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST = 64  # compilations of one function: shapes, windows, and with or without gradients
-
-
-def allow_many() -> None:
-    """Raise dynamo's limit of 8, beyond which it gives up, and flex attention makes dense scores."""
-    import torch._dynamo
-
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MOST))
+from models.kernels.limits import allow_many
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
@@ -35,8 +27,8 @@ def compile_steps(model: nn.Module) -> None:
 
 
 def compile_recorded_steps(model: nn.Module, **options: Any) -> None:
-    """Compile each block's decoding step where it is recorded for a graph (models/captured.py), and there alone: its
-    shapes are few and fixed, and everything else goes on as it was; `options` go to torch.compile."""
+    """Compile each block's decoding step where it is recorded for a graph (models/inference/captured.py), and there
+    alone: its shapes are few and fixed, and everything else goes on as it was; `options` go to torch.compile."""
     allow_many()
     for block in model.blocks:
         block.step = _where_recorded(block.step, torch.compile(block.step, dynamic=False, **options))

@@ -6,9 +6,6 @@ A plain dataclass without torch, so that plans and config checks cost nothing.
 import dataclasses
 from typing import Literal, get_args, get_origin
 
-# Logits that exist together in the loss, elements: what stays near a CPU's cores; what keeps a GPU busy
-LOGITS_AT_ONCE = {"cpu": 6 * 2**20, "cuda": 2**26}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import initial
-from models.attention import Layout, Mask, attend_to_cache, attention, kernel_for
 from models.config import ModelConfig
-from models.decoding import LayerCache, State
 from models.dropout import Dropout
-from models.fused import linears, rms_norm, rotate, swiglu
 from models.initial import Embedding, Linear
+from models.kernels.attention import Layout, Mask, attend_to_cache, attention, kernel_for
+from models.kernels.fused import linears, rms_norm, rotate, swiglu
+from models.state import LayerCache, State
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
 
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         self.key = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.value = Linear(config.d_model, self.n_kv_heads * self.d_head, bias=config.bias)
         self.output = Linear(self.n_heads * self.d_head, config.d_model, bias=config.bias)
-        self.joined: nn.Module | None = None  # query, key and value in one, for decoding (models/inference.py)
+        self.joined: nn.Module | None = None  # query, key and value in one, for decoding (models/inference/ready.py)
         self.query_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(self.d_head, config.norm_eps) if config.qk_norm else None
 
@@ -128,6 +128,10 @@ class Attention(nn.Module):
                 turned = rotate(turned, *rotation)
             query, key = turned.split((self.n_heads, self.n_kv_heads), dim=2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def new_memory(self, batch: int, device: torch.device, dtype: torch.dtype, length: int) -> LayerCache:
+        """For `batch` sequences of at most `length` tokens."""
+        return LayerCache(batch, self.n_kv_heads, min(self.window or length, length), self.d_head, device, dtype)
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         query, key, value = self._project(x, rotation)
@@ -188,8 +192,12 @@ class Block(nn.Module):
         update = self.feed_forward(self.feed_forward_norm(x))
         return x + (dropout(update, 1) if dropout else update)
 
-    def step(self, x: Tensor, rotation: Rotation, cache: LayerCache, state: State) -> Tensor:
-        x = x + self.attention.step(self.attention_norm(x), rotation, cache, state)
+    def new_memory(self, batch: int, device: torch.device, dtype: torch.dtype, length: int) -> LayerCache:
+        """What this layer remembers of `batch` sequences of at most `length` tokens."""
+        return self.attention.new_memory(batch, device, dtype, length)
+
+    def step(self, x: Tensor, rotation: Rotation, memory: LayerCache, state: State) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), rotation, memory, state)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -308,13 +316,9 @@ class Transformer(nn.Module):
         """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding. Who says
         that at most `length` tokens will be fed, padding included, gets by with less memory."""
         device, dtype = self.embedding.weight.device, self._activation_dtype()
-        caches = [
-            LayerCache(
-                batch, self.config.n_kv_heads, min(entries, length or entries), self.config.d_head, device, dtype
-            )
-            for entries in self.config.cache_entries()
-        ]
-        return State(caches, self.config.context, left_padding)
+        length = min(length or self.config.context, self.config.context)
+        layers = [block.new_memory(batch, device, dtype, length) for block in self.blocks]
+        return State(layers, batch, self.config.context, left_padding)
 
     def step(self, input_ids: Tensor, state: State, only_last: bool = False) -> Tensor:
         """Logits [B, t, V] of `t` more tokens `input_ids` [B, t] after what `state` has seen; `state` takes them in.
@@ -328,8 +332,8 @@ class Transformer(nn.Module):
         positions = state.positions(input_ids.shape[1], input_ids.device)
         rotations = self._rotations(positions)
         x = self._embed(input_ids, positions)
-        for block, cache in zip(self.blocks, state.caches, strict=True):
-            x = block.step(x, rotations[block.attention.window is None], cache, state)
+        for block, memory in zip(self.blocks, state.layers, strict=True):
+            x = block.step(x, rotations[block.attention.window is None], memory, state)
         state.advance(input_ids.shape[1])
         return self._logits(self.final_norm(x[:, -1:] if only_last else x))
 

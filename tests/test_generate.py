@@ -11,7 +11,7 @@ import checkpoints
 from checkpoints import checkpoint
 from generate import INTERRUPTED, _Conversation
 from models import ModelConfig, build_model
-from models.decoding import Sampling, generate
+from models.inference.decoding import Sampling, generate
 from tests.conftest import ROOT
 from tokenizer import Tokenizer
 from tokenizer.conversations import ChatFormat

@@ -12,7 +12,8 @@ from typing import Any
 
 from data import embedded, sources
 from data.settings import SourceSection
-from models.config import LOGITS_AT_ONCE, ModelConfig
+from models.config import ModelConfig
+from models.kernels.limits import LOGITS_AT_ONCE
 from settings import ConfigError, Problem
 from training.settings import PhaseSection, RunConfig
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from data.loader import Batch, TokenShards, validation_batches
+from data.loader import Batch, validation_batches
 from data.prepare import Prepared
+from data.token_shards import TokenShards
 from evaluation.bigram import kneser_ney_loss
 from evaluation.perplexity import HeldOutLoss, held_out_loss
 from models.config import ModelConfig

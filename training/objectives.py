@@ -7,7 +7,8 @@ one call in, one call out. It returns sums, not means; the trainer divides by th
 from torch import Tensor, nn
 
 from data.loader import Batch
-from models.losses import IGNORE, Lesson, linear_cross_entropy, linear_distillation
+from models.kernels.ignored import IGNORE
+from models.kernels.losses import Lesson, linear_cross_entropy, linear_distillation
 
 
 class NextToken(nn.Module):

@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from machine.process import usable_cores
 from models.compilation import compile_blocks
-from models.host import usable_cores
 from training.settings import ParallelSection
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
     SIGTERM, SIGINT    once: save and stop (exit code 75); again, a moment later: end at once (128 + number)
     SIGHUP             save and stop: the terminal was closed, or ssh has lost its connection (not under nohup)
-    the launcher ends  save and stop (models.host.end_with_launcher)
+    the launcher ends  save and stop (machine.process.end_with_launcher)
     run.max_minutes    save and stop, when so much time has passed since this process began
     SIGUSR1            save and go on
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from models.host import LAUNCHER_GONE
+from machine.process import LAUNCHER_GONE
 
 # A launcher passes on the Ctrl-C that its processes have seen as well: what comes so soon is the same request.
 SAME_REQUEST = 1.0  # seconds

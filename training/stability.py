@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from checkpoints import RunState
+from training.step_result import StepResult
 
 if TYPE_CHECKING:
     from training.parallel import Strategy
-    from training.trainer import StepResult
 
 MOST_UNREAD = 50  # steps
 MEMORY = 0.98  # weight of the past in the running mean of the loss: some 50 steps
@@ -72,7 +72,7 @@ class StepLog:
         """Whether it is time to read."""
         return len(self._steps) >= MOST_UNREAD
 
-    def append(self, step: int, samples: range, result: "StepResult") -> None:
+    def append(self, step: int, samples: range, result: StepResult) -> None:
         """Take note of a step, without waiting for its numbers."""
         self._steps.append((step, samples, result))
 

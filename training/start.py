@@ -10,9 +10,9 @@ import filelock
 
 from checkpoints import CheckpointError, checkpoint, hub, locate, newest, read_shape, tokenizer_of
 from data import scores
-from data.loader import TokenShards
 from data.prepare import Prepared, prepare
 from data.sources import SourceError
+from data.token_shards import TokenShards
 from settings import ConfigError, Problem, as_plain
 from storage import folder
 from tokenizer import TokenizerError

@@ -20,8 +20,9 @@ import checkpoints
 from checkpoints import checkpoint
 from data.loader import Batch, PhaseLoader
 from data.prepare import Prepared
-from models import build_model, host
-from models.attention import choose_kernel
+from machine import process
+from models import build_model
+from models.kernels.attention import choose_kernel
 from settings import as_plain
 from storage import folder
 from training import examine, resume
@@ -32,6 +33,7 @@ from training.requests import Requests, Stopped
 from training.schedule import multiplier
 from training.settings import PhaseSection, RunConfig
 from training.stability import Diverged, StepLog
+from training.step_result import StepResult
 from training.watch import Watch
 
 T = TypeVar("T")
@@ -43,17 +45,6 @@ class Outcome(enum.Enum):
 
     FINISHED = 0
     STOPPED = 75  # saved, and the same command goes on from there (EX_TEMPFAIL)
-
-
-@dataclasses.dataclass
-class StepResult:
-    """What one optimizer step gave; tensors stay on the device until somebody looks."""
-
-    loss_sum: torch.Tensor  # over this rank's tokens, nats
-    tokens: int  # trained, all ranks
-    read: int  # positions that hold a document, all ranks: of conversations not all are trained
-    learning_rate: float  # multiplier of the peaks
-    grad_norm: torch.Tensor
 
 
 class Trainer:
@@ -77,7 +68,7 @@ class Trainer:
         self.state = checkpoints.RunState(seed=config.run.seed)
         self.model_config = config.model.config(prepared.tokenizer.vocab_size, config.longest_context)
         if strategy.device.type == "cpu" and self.model_config.parameters()["total"] >= LARGE_FOR_A_CPU:
-            host.return_memory()
+            process.return_memory()
         self.model = build_model(self.model_config, config.run.seed)
         self.objective = NextToken(self.model)
         self.wrapped = strategy.prepare(self.objective)

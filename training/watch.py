@@ -13,20 +13,20 @@ from torch import nn
 
 from checkpoints import RunState
 from evaluation.perplexity import HeldOutLoss, mixed
+from machine import hardware
 from models.config import ModelConfig
-from models.decoding import Sampling, generate
-from observe import hardware
+from models.inference.decoding import Sampling, generate
 from observe.metrics import MetricsLog
 from observe.progress import Progress
 from observe.trackers import open_tracker
 from settings import as_plain
 from training.parallel import Strategy
 from training.settings import PhaseSection, RunConfig
+from training.step_result import StepResult
 
 if TYPE_CHECKING:
     from evaluation.probes import ProbeResult
     from tokenizer import Tokenizer
-    from training.trainer import StepResult
 
 
 class Clock:
@@ -107,7 +107,7 @@ class Watch:
         if self.active:
             self._record({"kind": "event", "event": name, **self._place(state), **details})
 
-    def train_step(self, phase: PhaseSection, state: RunState, loss: float, result: "StepResult") -> None:
+    def train_step(self, phase: PhaseSection, state: RunState, loss: float, result: StepResult) -> None:
         """Record one optimizer step: `loss` in nats a token, over the global batch."""
         self.clock.tick(state)
         if not self.active:

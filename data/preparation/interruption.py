@@ -2,7 +2,7 @@
 
     end_at_once()     before there is anything to put in order: a line, and exit code 75
     interrupt_once()  from then on: a KeyboardInterrupt, and at the second request it ends at once, with 128 + the
-                      signal's number, and its workers with it (models.host.end_with_parent)
+                      signal's number, and its workers with it (machine.process.end_with_parent)
 
 Standard library only: it is there before anything else is imported.
 """

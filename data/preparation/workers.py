@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from models import host
+from machine import process
 
 
 class Workers:
@@ -22,7 +22,7 @@ class Workers:
     """
 
     def __init__(self, processes: int | None = None):
-        self.processes = processes or host.usable_cores()
+        self.processes = processes or process.usable_cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple], many: bool) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class Workers:
 def _begin() -> None:
     """Of each worker: Ctrl-C is the parent's affair, and without a parent there is nothing to do."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    host.end_with_parent()
+    process.end_with_parent()
     if os.getppid() != multiprocessing.parent_process().pid:  # it has ended already
         os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

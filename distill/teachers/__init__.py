@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 from tokenizer.conversations import Message
 
 Finish = Literal["stop", "length", "refused"]

@@ -14,7 +14,7 @@ from typing import Any
 from distill.teachers import Answer, Request, TeacherError
 from distill.teachers.chat_api import ChatServer, Manners, Rejected, Reply, Unanswered
 from distill.teachers.probe import faults
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 
 ALLOWABLE = ("seed", "top_k", "min_p", "usage", "finish_reason")
 _LISTED = 10  # models that a message names

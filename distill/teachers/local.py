@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import checkpoints
 from checkpoints import CheckpointError, checkpoint, huggingface
 from distill.teachers import Answer, Request, TeacherError
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.conversations import ChatFormat, TemplateRefusal
@@ -73,7 +73,7 @@ class Local:
         Raises:
             TeacherError: the model cannot be loaded, or the device has too little memory.
         """
-        from models.decoding import generate
+        from models.inference.decoding import generate
 
         model = self._loaded()
         prompts = [self._prompt(request) for request in requests]
@@ -109,12 +109,12 @@ class Local:
 
     def _loaded(self) -> "torch.nn.Module":
         if self._model is None:
-            from models import host
+            from machine import process
 
-            host.prepare()
+            process.prepare()
             import torch
 
-            from models.inference import for_decoding
+            from models.inference.ready import for_decoding
 
             device = device_of(self._asked)
             dtype = getattr(torch, DTYPES[resolved(self._dtype, device)])

@@ -22,7 +22,7 @@ import httpx
 
 from distill.teachers import Answer, Request, TeacherError, watched
 from distill.teachers.endpoint import Endpoint
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 from storage import folder
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-teacher"

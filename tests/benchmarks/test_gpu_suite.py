@@ -81,8 +81,8 @@ def test_the_teacher_is_measured_by_graphs_too(monkeypatch):
     import torch
 
     from benchmarks import gpu_teacher
-    from models import captured
-    from models.inference import for_decoding
+    from models.inference import captured
+    from models.inference.ready import for_decoding
 
     monkeypatch.setattr(captured, "available", lambda _device: True)
     monkeypatch.setattr(gpu_teacher, "CHECKED", 30)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from checkpoints import CheckpointError, huggingface, load_model, locate, read_model, stop_ids, text_start
 from models import build_model
-from models.inference import for_decoding
+from models.inference.ready import for_decoding
 from tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -274,7 +274,7 @@ def test_a_shorter_context_costs_less_and_changes_nothing_within_it(folder, name
     whole, _, config = load_model(path)
     short, _, bounded = load_model(path, context=40)
     assert (config.context, bounded.context, load_model(path, context=1000)[2].context) == (128, 40, 128)
-    assert [cache.capacity for cache in short.new_state(1).caches] == [40] * 3
+    assert [cache.capacity for cache in short.new_state(1).layers] == [40] * 3
     ids = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(1))
     assert torch.equal(short(ids), whole(ids))
     sizes = [sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()]) for model in (short, whole)]

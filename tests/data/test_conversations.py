@@ -10,10 +10,11 @@ import transformers
 
 from data import conversations, embedded, shards, sources
 from data.conversations import NoConversation, messages_of, of_row
-from data.loader import IGNORE, PackedRows, TokenShards
+from data.loader import IGNORE, PackedRows
 from data.packing import pack
 from data.prepare import Config, prepare
 from data.sources import BadRow
+from data.token_shards import TokenShards
 from settings import ConfigError, validate
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError

@@ -13,9 +13,10 @@ import torch
 
 import settings
 from data import embedded, shards
-from data.loader import Batch, PackedRows, PhaseLoader, Row, TokenShards, validation_batches
+from data.loader import Batch, PackedRows, PhaseLoader, Row, validation_batches
 from data.prepare import Config, prepare
-from models.losses import IGNORE
+from data.token_shards import TokenShards
+from models.kernels.ignored import IGNORE
 from tokenizer import Tokenizer
 
 END, STRIDE = 0, 4096

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data import scores, shards
-from data.loader import IGNORE, PackedRows, PhaseLoader, TokenShards, validation_batches
+from data.loader import IGNORE, PackedRows, PhaseLoader, validation_batches
 from data.scores import UNSCORED, Scores
 from data.sources import SourceError
+from data.token_shards import TokenShards
 from storage import folder
 
 END, STRIDE, K = 0, 1000, 3

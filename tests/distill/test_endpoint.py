@@ -17,7 +17,7 @@ import pytest
 from distill.teachers import Answer, Request, TeacherError
 from distill.teachers.endpoint import Endpoint
 from distill.teachers.vllm import Vllm, _own_gpus
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 from tests.conftest import ROOT
 from tests.distill.chat_server import FAULTS, ChatServer, words
 
@@ -344,7 +344,7 @@ import sys
 from data.preparation import interruption
 from distill.teachers import Request
 from distill.teachers.endpoint import Endpoint
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 interruption.interrupt_once()
 teacher = Endpoint(sys.argv[1], "tiny", api_key_env=None)
 try:
@@ -459,7 +459,7 @@ JOB = """
 import sys, threading, time
 from distill.teachers import Request
 from distill.teachers.vllm import Vllm
-from models.sampling import Sampling
+from models.inference.sampling import Sampling
 def work():
     teacher = Vllm("tiny/teacher", revision="abc", executable=sys.argv[1], gpus=[0], log_folder=sys.argv[2])
     teacher.answer([Request([{"role": "user", "content": "x"}], 1)], Sampling(), 5)

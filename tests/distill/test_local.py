@@ -8,8 +8,8 @@ import torch
 import checkpoints
 from distill.teachers import Request, TeacherError
 from distill.teachers.local import Local
-from models.decoding import generate
-from models.sampling import Sampling
+from models.inference.decoding import generate
+from models.inference.sampling import Sampling
 from tokenizer.conversations import ChatFormat
 
 SAMPLING = Sampling(temperature=1.0, top_k=50, top_p=0.95)
@@ -62,7 +62,7 @@ def test_why_an_answer_ended(precise, requests, monkeypatch):
     assert [fine] == precise.answer(requests[:1], SAMPLING, 8)
     word = precise._tokenizer.encode("apples")[0]
     outputs = [[word] * 8, [word] * 7, []]
-    monkeypatch.setattr("models.decoding.generate", lambda *_, **__: outputs)
+    monkeypatch.setattr("models.inference.decoding.generate", lambda *_, **__: outputs)
     ended = precise.answer(requests[:3], SAMPLING, 8)
     assert [(answer.finish, answer.tokens) for answer in ended] == [("length", 8), ("stop", 8), ("stop", 1)]
 
@@ -80,7 +80,8 @@ def test_an_answer_ends_with_the_context(teacher, requests):
 def test_marks_that_the_model_wrote_are_seen(precise, requests, monkeypatch):
     """A filter could not throw away what is not in the text."""
     mark = precise._tokenizer.token_id("<|user|>")
-    monkeypatch.setattr("models.decoding.generate", lambda model, prompts, *_, **__: [[mark, mark] for _ in prompts])
+    marks_only = lambda model, prompts, *_, **__: [[mark, mark] for _ in prompts]  # noqa: E731
+    monkeypatch.setattr("models.inference.decoding.generate", marks_only)
     assert precise.answer(requests[:1], SAMPLING, 8)[0].text == "<|user|><|user|>"
 
 

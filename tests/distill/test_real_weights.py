@@ -31,8 +31,8 @@ def test_greedy_answers_of_real_weights_equal_those_of_transformers(smollm2, que
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from checkpoints import load_model
-    from models.decoding import generate
-    from models.sampling import Sampling
+    from models.inference.decoding import generate
+    from models.inference.sampling import Sampling
     from tokenizer.conversations import ChatFormat
 
     theirs, their_tokenizer = AutoModelForCausalLM.from_pretrained(smollm2), AutoTokenizer.from_pretrained(smollm2)

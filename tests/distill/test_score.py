@@ -15,9 +15,10 @@ import torch
 
 import checkpoints
 from data import embedded, scores, shards
-from data.loader import IGNORE, TokenShards
+from data.loader import IGNORE
 from data.prepare import Config, prepare
 from data.scores import Scores
+from data.token_shards import TokenShards
 from distill import score
 from settings import validate
 from storage import folder

@@ -7,8 +7,8 @@ import torch
 
 from checkpoints import load_model
 from evaluation.asking import Processes, ask, batches, seed_of
-from models.decoding import generate
-from models.sampling import Sampling
+from models.inference.decoding import generate
+from models.inference.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

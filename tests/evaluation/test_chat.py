@@ -97,7 +97,7 @@ def test_an_answer_ends_rightly_only_by_the_end_of_the_turn(make_run, monkeypatc
             for token in ids[:most]:
                 on_token(row, token)
 
-    monkeypatch.setattr("models.decoding.generate", generate)
+    monkeypatch.setattr("models.inference.decoding.generate", generate)
     found = chat.answers(model, tokenizer, form, [[1], [1], [1]], max_new_tokens=5, group=asking.ALONE)
     assert [stopped for _, stopped in found] == [True, False, False]
     assert [reply.text for reply, _ in found] == [tokenizer.decode(ids) for ids in ([20, 21], [20], [20] * 5)]

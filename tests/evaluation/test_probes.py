@@ -86,7 +86,7 @@ def test_recall_passes_over_documents_that_do_not_fit(tokenizer):
 
 
 def test_word_problems_are_solved_by_greedy_decoding_of_held_out_problems(tokenizer, monkeypatch):
-    import models.decoding
+    import models.inference.decoding
 
     solutions = {task.question + "\n": task.solution for task in map(held_out, range(60))}
     wrong = None
@@ -104,7 +104,7 @@ def test_word_problems_are_solved_by_greedy_decoding_of_held_out_problems(tokeni
             answers.append(tokenizer.encode("#### 999" if question == wrong else solutions[question])[:max_new_tokens])
         return answers
 
-    monkeypatch.setattr(models.decoding, "generate", generate)
+    monkeypatch.setattr(models.inference.decoding, "generate", generate)
     result = probes.word_problems(None, tokenizer, seed=SEED, count=7, batch=4)
     assert (result.correct, result.total, seen) == (7, 7, [4, 3])
     chains = {task.question + "\n": task.chain for task in map(held_out, range(60))}

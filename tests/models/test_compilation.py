@@ -7,7 +7,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from models import ModelConfig, build_model
-from models.compilation import MOST, compile_blocks
+from models.compilation import compile_blocks
+from models.kernels.limits import COMPILATIONS
 
 DEEP = ModelConfig(vocab_size=64, context=64, n_layers=12, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
                    global_every=3, dropout=0.2)  # fmt: skip
@@ -35,7 +36,7 @@ def test_layers_share_what_is_compiled():
     a_length = 2  # for layers with a window and without
     assert compilations([16]) == a_length
     assert compilations([16, 32, 64]) == 3 * a_length
-    assert torch._dynamo.config.recompile_limit >= MOST
+    assert torch._dynamo.config.recompile_limit >= COMPILATIONS
 
 
 def test_weights_keep_their_names():

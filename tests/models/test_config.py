@@ -148,7 +148,8 @@ def test_impossible_shapes_are_named_all_at_once(change, keys):
 
 
 def test_plans_do_not_wait_for_torch():
-    code = "import sys, models, models.sampling; models.ModelConfig().parameters(); sys.exit('torch' in sys.modules)"
+    plan = "models.ModelConfig().parameters()"
+    code = f"import sys, models, models.inference.sampling; {plan}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from data.loader import Batch, PackedRows, TokenShards
+from data.loader import Batch, PackedRows
+from data.token_shards import TokenShards
 from models import ModelConfig, build_model
-from models.attention import Layout
-from models.fused import rotate
-from models.losses import IGNORE
+from models.kernels.attention import Layout
+from models.kernels.fused import rotate
+from models.kernels.ignored import IGNORE
 from models.transformer import RotaryTable
 from training.objectives import NextToken
 

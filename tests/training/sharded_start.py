@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from models import ModelConfig, build_model, host
+from machine import process
+from models import ModelConfig, build_model
 
 CONFIG = ModelConfig(
     vocab_size=2500, context=32, n_layers=2, d_model=33, n_heads=3, n_kv_heads=1, head_dim=6, d_ff=1027, copy_init=1.5,
@@ -35,4 +36,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    host.leave(0)  # the shards hold on to their process group
+    process.leave(0)  # the shards hold on to their process group

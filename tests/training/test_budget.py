@@ -62,7 +62,7 @@ def test_facts_are_estimated_as_many_as_there_are():
 
 def test_the_plan_knows_the_limits_of_loss_and_optimizer():
     """They are stated twice, because a plan must not wait for torch."""
-    from models import losses
+    from models.kernels import losses
     from training import budget, optimizer
 
     assert budget.MOST_STACKED == optimizer.MOST_STACKED

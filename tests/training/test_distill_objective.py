@@ -18,7 +18,8 @@ from data.prepare import prepare
 from distill import filter as filtering
 from distill import generate, score
 from models import ModelConfig, build_model
-from models.losses import IGNORE, UNSCORED, Lesson, linear_cross_entropy, linear_distillation
+from models.kernels.ignored import IGNORE, UNSCORED
+from models.kernels.losses import Lesson, linear_cross_entropy, linear_distillation
 from observe.metrics import MetricsLog
 from settings import ConfigError, read, validate
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import training.requests
-from models import host
+from machine import process as this_process
 from observe.metrics import MetricsLog
 from settings import read, validate
 from tests.conftest import ROOT
@@ -97,7 +97,7 @@ def test_so_soon_it_is_the_same_request():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize("number", [host.LAUNCHER_GONE, signal.SIGHUP])
+@pytest.mark.parametrize("number", [this_process.LAUNCHER_GONE, signal.SIGHUP])
 def test_what_nobody_says_twice_is_no_second_request(monkeypatch, number):
     """The launcher's end may come seconds after the Ctrl-C that ended it, and once for each of its threads."""
     monkeypatch.setattr(training.requests, "SAME_REQUEST", 0.0)
@@ -282,11 +282,11 @@ def test_a_process_whose_launcher_has_died_ends_too(monkeypatch, parents, launch
     """Killed in the first second, a launcher would leave processes that wait for each other for an hour."""
     asked, seen = [], iter(parents)
     monkeypatch.setattr(os, "getppid", lambda: next(seen))
-    monkeypatch.setattr(host, "_is_launcher", lambda _: launcher)
-    monkeypatch.setattr(host, "_signal_at_parents_end", asked.append)
+    monkeypatch.setattr(this_process, "_is_launcher", lambda _: launcher)
+    monkeypatch.setattr(this_process, "_signal_at_parents_end", asked.append)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) if ends else contextlib.nullcontext():
-        host.end_with_launcher()
-    assert asked == ([host.LAUNCHER_GONE] if launcher else [])
+        this_process.end_with_launcher()
+    assert asked == ([this_process.LAUNCHER_GONE] if launcher else [])

@@ -6,11 +6,12 @@ There is no GPU here: the recording is the recorded function itself, so that eve
 import pytest
 import torch
 
-from models import ModelConfig, captured
-from models.captured import CapturedSteps
+from models import ModelConfig
 from models.compilation import compile_recorded_steps
-from models.decoding import generate, prefill
-from models.sampling import Sampling
+from models.inference import captured
+from models.inference.captured import CapturedSteps
+from models.inference.decoding import generate, prefill
+from models.inference.sampling import Sampling
 
 SMALL = ModelConfig(vocab_size=61, context=120, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=24,
                     global_every=3)  # fmt: skip

@@ -1,13 +1,9 @@
-"""Decoding: what a model remembers between tokens, and how the next token is drawn.
-
-`State` holds one `LayerCache` a layer: a ring of `window` entries in windowed layers, the whole context in global
-ones. Keys are stored after rotation, so the order of entries in a ring does not matter. `generate` is the batched
-loop over any model with `new_state` and `step`.
+"""Decoding: the batched loop over any model with `new_state` and `step`, and how the next token is drawn.
 
 A sequence's draws are a function of its own seed alone: one number in [0, 1) a token, made on the CPU, picks the token
 by the inverse of the cumulative distribution. Neither the other sequences nor padding nor the device take part.
 
-Shapes: B sequences, t new tokens, K key/value heads, S cached entries, D head width, V vocabulary.
+Shapes: B sequences, V vocabulary.
 """
 
 import contextlib
@@ -17,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from models import captured
-from models.sampling import Sampling
+from models.inference import captured
+from models.inference.sampling import Sampling
+from models.state import State
 
 DRAWN_AT_ONCE = 64  # numbers a sequence: its generator is asked for so many tokens ahead
 READ_EVERY = {"cuda": 8}  # tokens, by device: reading them waits for the device, which has nothing to do meanwhile
@@ -26,114 +23,6 @@ STILL_RUNNING = 0.75  # of the sequences in the batch, at most: then those that 
 STILL_RUNNING_CAPTURED = 0.5  # where each batch size costs a recording
 TOKENS_AT_ONCE = 4096  # of all prompts together: what they need at once is bounded, their logits above all
 GRAIN = 64  # caches have a multiple of so many entries, as GPUs like them
-
-
-class LayerCache:
-    """Keys and values of one layer, [B, K, capacity, D], the entry of position p in slot p % capacity."""
-
-    def __init__(
-        self, batch: int, n_kv_heads: int, capacity: int, d_head: int, device: torch.device, dtype: torch.dtype
-    ):
-        self.capacity = capacity
-        self.keys = torch.zeros(batch, n_kv_heads, capacity, d_head, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-
-    def extend(self, key: Tensor, value: Tensor, state: "State") -> tuple[Tensor, Tensor, Tensor | None]:
-        """Take in `key` and `value` [B, K, t, D]; return the keys and values to attend to, [B, K, S, D], and
-        which of them each new token sees, [B or 1, 1, t, S] bool, or None for all."""
-        start, new = state.length, key.shape[2]
-        key, value = key.to(self.keys.dtype), value.to(self.values.dtype)
-        if new == 1:
-            if state.place is None:
-                self.keys.narrow(2, start % self.capacity, 1).copy_(key)
-                self.values.narrow(2, start % self.capacity, 1).copy_(value)
-            else:
-                self.keys.index_copy_(2, state.place % self.capacity, key)
-                self.values.index_copy_(2, state.place % self.capacity, value)
-            keys, values, entries = self.keys, self.values, state.entries(self.capacity)
-            if entries < self.capacity:
-                keys, values = keys.narrow(2, 0, entries), values.narrow(2, 0, entries)
-            return keys, values, state.visible.get(self.capacity)
-        kept = min(start, self.capacity)
-        old = torch.arange(start - kept, start, device=key.device)
-        keys = torch.cat([self.keys[:, :, old % self.capacity], key], dim=2)
-        values = torch.cat([self.values[:, :, old % self.capacity], value], dim=2)
-        positions = torch.arange(start - kept, start + new, device=key.device)
-        query_positions = positions[kept:, None]
-        visible = ((positions <= query_positions) & (positions > query_positions - self.capacity))[None]
-        if state.left_padding is not None:
-            # a padding token sees itself, so that no row of the softmax is empty
-            real = positions[None, None] >= state.left_padding[:, None, None]
-            visible = visible & (real | (positions == query_positions))
-        last = positions[-min(new, self.capacity) :]
-        self.keys[:, :, last % self.capacity] = key[:, :, -len(last) :]
-        self.values[:, :, last % self.capacity] = value[:, :, -len(last) :]
-        return keys, values, visible[:, None]
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but `rows` [n] int64, in that order."""
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
-
-
-class State:
-    """What a model has seen of `batch` sequences: every layer's cache and how many tokens went in."""
-
-    def __init__(self, caches: list[LayerCache], context: int, left_padding: Tensor | None):
-        self.caches = caches
-        self.context = context
-        self.length = 0  # tokens taken in, padding included
-        self.visible: dict[int, Tensor] = {}  # by a cache's capacity, [B, 1, 1, S]: what one new token sees; else all
-        # While a step is recorded (models/captured.py): `length` as a tensor [1], and how many entries are looked at
-        self.place: Tensor | None = None
-        self.span = 0
-        self._pad(left_padding)
-
-    def _pad(self, left_padding: Tensor | None) -> None:
-        self.left_padding = left_padding if left_padding is not None and bool(left_padding.any()) else None  # [B]
-        self.end = self.context + (0 if self.left_padding is None else int(self.left_padding.max()))  # of the last one
-
-    def refuse(self, new: int) -> None:
-        """Raise ValueError if `new` tokens would fit no sequence's context. A sequence with less padding may be past
-        its end: what it gives then means nothing, and it overwrites only what it has itself no more use for."""
-        if self.length + new > self.end:
-            raise ValueError(f"{self.length} + {new} tokens pass the end of the model's context of {self.context}")
-
-    def reserve(self, new: int) -> None:
-        """Make ready for `new` tokens, or `refuse` them."""
-        self.refuse(new)
-        masked = new == 1 and (self.left_padding is not None or self.place is not None)
-        capacities = {cache.capacity for cache in self.caches} if masked else ()
-        self.visible = {capacity: self._visible(capacity) for capacity in capacities}  # once for all layers of a kind
-
-    def entries(self, capacity: int) -> int:
-        """How many of a cache's entries one new token looks at."""
-        return min(self.length + 1 if self.place is None else self.span, capacity)
-
-    def _visible(self, capacity: int) -> Tensor:
-        now = self.length if self.place is None else self.place
-        first = self.left_padding[:, None] if self.left_padding is not None else now[:, None] * 0
-        slots = torch.arange(self.entries(capacity), device=first.device)
-        positions = now - (now - slots) % capacity  # below 0 where nothing is yet
-        return (positions[None] >= first)[:, None, None]
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but `rows` [n] int64, which from now on are the batch, in that order."""
-        for cache in self.caches:
-            cache.keep(rows)
-        self._pad(None if self.left_padding is None else self.left_padding.index_select(0, rows))
-
-    def positions(self, new: int, device: torch.device) -> Tensor:
-        """Of the next `new` tokens, [B or 1, new] int64. Padding does not count; what is past a sequence's context has
-        its last position."""
-        positions = torch.arange(new, device=device)[None] + (self.length if self.place is None else self.place)
-        if self.left_padding is None:
-            return positions
-        return (positions - self.left_padding[:, None]).clamp(0, self.context - 1)
-
-    def advance(self, new: int) -> None:
-        """Count `new` tokens as seen."""
-        self.length += new
 
 
 def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
@@ -248,8 +137,8 @@ def generate(
         on_token: called with (row, token id) as each token is drawn.
         entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
         seeds: of each sequence's draws, any 64-bit integers; None: from the sampling's seed on, one by one.
-        graphs: decode by CUDA graphs where there are some (models/captured.py): for batches on a GPU, where asking for
-            operations takes longer than they do.
+        graphs: decode by CUDA graphs where there are some (models/inference/captured.py): for batches on a GPU, where
+            asking for operations takes longer than they do.
 
     Returns: the new ids of each sequence, without the prompt; at most `max_new_tokens`, fewer at its context's end.
     A sequence's draws depend on its own seed alone. What rounding makes of the logits does depend on the batch: in

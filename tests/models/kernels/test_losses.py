@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.losses import IGNORE, linear_cross_entropy
+from models.kernels.ignored import IGNORE
+from models.kernels.losses import linear_cross_entropy
 
 WIDTH, VOCABULARY = 24, 150
 

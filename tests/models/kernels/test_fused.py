@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.fused import linears, rms_norm, rotate, swiglu
+from models.kernels.fused import linears, rms_norm, rotate, swiglu
 
 
 def draw(*shape, dtype=torch.float64, seed=0):

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import LOGITS_AT_ONCE
+from models.kernels.ignored import IGNORE, UNSCORED
+from models.kernels.limits import LOGITS_AT_ONCE
 
-IGNORE = -100  # label of a position where nothing is learned
-UNSCORED = -1  # teacher id of a position of which the teacher says nothing
 _LEAST_REST = 1e-30  # sum of exp(logit - largest) below which there is nothing beside the teacher's entries
 
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from observe import hardware
+from machine import hardware
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import models.attention
-from models.attention import (
+import models.kernels.attention
+from models.kernels.attention import (
     BLOCK,
     Documents,
     Kernel,
@@ -86,9 +86,9 @@ def test_a_few_chunks_at_a_time_are_what_sdpa_makes_of_all_of_them(monkeypatch, 
     ids = DOCUMENTS[documents]
     document_ids = None if ids is None else torch.tensor(ids)
     inputs, other = draw(4, 2), draw(4, 2)
-    monkeypatch.setattr(models.attention, "AT_ONCE", at_once)
+    monkeypatch.setattr(models.kernels.attention, "AT_ONCE", at_once)
     found = attend(*inputs, 7, document_ids)
-    monkeypatch.setattr(models.attention, "_solve_on_cpu", models.attention._solve)
+    monkeypatch.setattr(models.kernels.attention, "_solve_on_cpu", models.kernels.attention._solve)
     expected = attend(*other, 7, document_ids)
     assert relative_error(found, expected) < 1e-6
     gradients = torch.autograd.grad(found.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), other)
@@ -174,7 +174,7 @@ def test_a_windowed_layer_costs_operations_linear_in_length(flop_counter):
 
 def test_no_length_but_the_trained_ones_waits_for_a_compiler(monkeypatch):
     """Of 50 documents of 50 lengths, on an H100, each compiled flex attention anew, until torch gave up compiling."""
-    monkeypatch.setattr("models.attention.choose_kernel", lambda *_: Kernel("flex", "for a test"))
+    monkeypatch.setattr("models.kernels.attention.choose_kernel", lambda *_: Kernel("flex", "for a test"))
     about = torch.device("cpu"), 32, torch.float32
     assert kernel_for(*about, 1598) == kernel_for(*about, 256) == "flex"
     with torch.no_grad():
@@ -266,9 +266,9 @@ def test_the_kernel_is_chosen_by_what_the_gpu_can_with_a_reason(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     about = SimpleNamespace(shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: about)
-    monkeypatch.setattr(models.attention, "find_spec", lambda _name: object())
+    monkeypatch.setattr(models.kernels.attention, "find_spec", lambda _name: object())
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(models.attention.shutil, "which", lambda _name: "/usr/bin/cc" if compiler else None)
+    monkeypatch.setattr(models.kernels.attention.shutil, "which", lambda _name: "/usr/bin/cc" if compiler else None)
     choose_kernel.cache_clear()
     chosen = choose_kernel(torch.device("cuda"), width, dtype)
     choose_kernel.cache_clear()
@@ -282,7 +282,7 @@ def test_the_kernel_is_chosen_by_what_the_gpu_can_with_a_reason(
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 1)])
 @pytest.mark.parametrize("part", [1, 7, 37, 100])
 def test_masks_in_parts_equal_the_reference(monkeypatch, documents, heads, kv_heads, part):
-    monkeypatch.setattr(models.attention, "PART", part)
+    monkeypatch.setattr(models.kernels.attention, "PART", part)
     monkeypatch.setattr(Layout, "_full_mask", lambda layout: Documents(layout.segments))
     assert_all_close(draw(heads, kv_heads), None, torch.tensor(DOCUMENTS[documents]), 1e-5)
 
@@ -297,7 +297,7 @@ def test_masks_in_parts_are_never_as_large_as_the_whole_nor_kept(recorder):
         out = attention(*inputs, None, Documents(layout.segments))
     with recorder:
         out.sum().backward()
-    assert recorder.largest <= heads * models.attention.PART * length < length * length
+    assert recorder.largest <= heads * models.kernels.attention.PART * length < length * length
     assert max(kept) <= length * 8 * heads
     elsewhere = Layout.of(torch.zeros(1, 64, dtype=torch.int64, device="meta"), 64, torch.device("meta"))
     assert isinstance(elsewhere.mask(None), Documents)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import row_products
-from models.row_products import FEW, PRODUCTS, RowLinear, choose
+from models.kernels import row_products
+from models.kernels.row_products import FEW, PRODUCTS, RowLinear, choose
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.__name__)

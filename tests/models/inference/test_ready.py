@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from models import ModelConfig
-from models.decoding import generate
-from models.inference import for_decoding
-from models.quantized import Int8Linear, quantize
-from models.sampling import Sampling
+from models.inference.decoding import generate
+from models.inference.quantized import Int8Linear, quantize
+from models.inference.ready import for_decoding
+from models.inference.sampling import Sampling
 
 SMALL = ModelConfig(vocab_size=512, context=96, n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, window=8,
                     global_every=3)  # fmt: skip

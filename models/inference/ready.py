@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models import host, row_products
-from models.quantized import Int8Embedding, Int8Linear, quantize
-from models.row_products import RowLinear
+from machine import process
+from models.inference.quantized import Int8Embedding, Int8Linear, quantize
+from models.kernels import row_products
+from models.kernels.row_products import RowLinear
 
 Weights = Literal["fp32", "bf16", "int8"]
 HUGE_PAGE = 2**21  # bytes
@@ -24,7 +25,7 @@ def for_decoding(model: nn.Module, weights: Weights) -> nn.Module:
     """`model`, changed in place to decode with these weights; not to be trained any more."""
     for module in model.modules():
         _join(module)
-    host.return_freed()  # the parts, before everything is copied once more
+    process.return_freed()  # the parts, before everything is copied once more
     if weights == "int8":
         _replace_linears(model)
         embedding = model.embedding.weight

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from models import compilation
+from models.kernels.limits import allow_many
 
 AT_ONCE = 1024  # queries of windowed layers on a CPU
 PART = 256  # queries of layers that see everything, where a T x T mask would be needed and there is no flex attention
@@ -188,7 +188,7 @@ _flex: dict[str, Callable[..., Tensor]] = {"cpu": flex_attention}  # by device; 
 def _prepare_flex(device_type: str) -> None:
     """Before the blocks run: within a compiled block there is nothing left to decide."""
     if device_type not in _flex:
-        compilation.allow_many()
+        allow_many()
         _flex[device_type] = torch.compile(flex_attention, dynamic=False)
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import host
+from machine import process
 
 # Peak FLOP/s of one card in bf16 and fp16 matrix products, in units of 1e12: dense (data sheets that print the rate
 # "with sparsity" print twice this) and with fp32 accumulation, which is what PyTorch does (GeForce cards do it at
@@ -120,7 +120,7 @@ def environment(device: Any = None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": host.usable_cores(),
+        "cores": process.usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "commit": commit(),
         "command": " ".join(Path(part).name if place == 0 else part for place, part in enumerate(sys.argv)),

@@ -10,13 +10,11 @@ Each recording is compared with the plain step on the token at which it was made
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from models.decoding import State
+from models.state import State
 
 SPAN = 256  # entries: fewer cost more recordings, more of them more reading
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the logits' norm
@@ -53,12 +51,11 @@ class CapturedSteps:
         failed: why there are no graphs, None as long as there are.
     """
 
-    def __init__(self, model: nn.Module, state: "State"):
+    def __init__(self, model: nn.Module, state: State):
         self.model, self.state = model, state
-        batch, _, _, _ = state.caches[0].keys.shape
-        device = state.caches[0].keys.device
+        device = model.embedding.weight.device
         self.failed: str | None = None
-        self._ids = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        self._ids = torch.zeros(state.batch, 1, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._span = 0
         self._replay: Callable[[], Tensor] | None = None

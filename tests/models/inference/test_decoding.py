@@ -6,11 +6,12 @@ import random
 import pytest
 import torch
 
-from models import ModelConfig, decoding
+from models import ModelConfig
 from models.compilation import compile_steps
-from models.decoding import draw, filter_logits, generate, prefill
-from models.inference import for_decoding
-from models.sampling import Sampling
+from models.inference import decoding
+from models.inference.decoding import draw, filter_logits, generate, prefill
+from models.inference.ready import for_decoding
+from models.inference.sampling import Sampling
 
 SMALL = ModelConfig(vocab_size=61, context=96, n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, window=8,
                     global_every=3, embedding_scale=1.5)  # fmt: skip
@@ -73,11 +74,11 @@ def test_every_kind_of_layer_can_be_cached(awake, window, global_every):
 @torch.no_grad()
 def test_a_windowed_layer_keeps_a_ring_of_window_entries(recipe, awake_recipe):
     state = awake_recipe.new_state(2)
-    before = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches]
+    before = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.layers]
     window = recipe.window or 64
     steps(awake_recipe, tokens(recipe, 2 * window + 9, batch=2), state, [window + 3])
-    assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches] == before
-    for layer, cache in enumerate(state.caches):
+    assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.layers] == before
+    for layer, cache in enumerate(state.layers):
         entries = recipe.context if recipe.layer_window(layer) is None else recipe.window
         expected = 2 * recipe.n_kv_heads * entries * recipe.d_head * 4
         assert cache.keys.untyped_storage().nbytes() == cache.values.untyped_storage().nbytes() == expected
@@ -95,7 +96,7 @@ def test_a_full_ring_takes_a_token_without_copying(small, recorder):
     small.step(tokens(SMALL, 80), state)
     with recorder:
         small.step(tokens(SMALL, 1), state)
-    assert recorder.largest <= max(SMALL.vocab_size * SMALL.d_model, state.caches[2].keys.numel())
+    assert recorder.largest <= max(SMALL.vocab_size * SMALL.d_model, state.layers[2].keys.numel())
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def test_a_state_serves_inside_and_outside_autocast(small):
         for used_inside in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=made_inside):
                 state = small.new_state(1)
-            assert state.caches[0].keys.dtype == (torch.bfloat16 if made_inside else torch.float32)
+            assert state.layers[0].keys.dtype == (torch.bfloat16 if made_inside else torch.float32)
             with torch.autocast("cpu", torch.bfloat16, enabled=used_inside):
                 found = steps(small, input_ids, state, [13])
             error = (found.float() - expected).abs().mean() / expected.std()
@@ -169,7 +170,7 @@ def test_weights_in_bfloat16_decode_as_in_the_full_pass(small):
     model, input_ids = small.bfloat16(), tokens(SMALL, 40)
     state = model.new_state(1)
     found, expected = steps(model, input_ids, state, [13]), model(input_ids)
-    assert found.dtype == state.caches[0].keys.dtype == torch.bfloat16
+    assert found.dtype == state.layers[0].keys.dtype == torch.bfloat16
     assert (found - expected).float().abs().mean() < 0.05 * expected.float().std()
 
 
@@ -185,14 +186,14 @@ def test_sequences_that_are_left_out_take_nothing_with_them(small, padding):
         steps(small, input_ids[:, :33], state, [30])
         state.keep(torch.tensor(rows))
         assert_same_logits(steps(small, input_ids[rows, 33:], state, [9]), expected[rows, 33:])
-        assert {len(cache.keys) for cache in state.caches} == {2}
+        assert {len(cache.keys) for cache in state.layers} == {2}
 
 
 @torch.no_grad()
 def test_a_state_for_few_tokens_is_small_and_takes_them(small):
     input_ids = tokens(SMALL, 20)
     state = small.new_state(1, length=20)
-    assert [cache.capacity for cache in state.caches] == [8, 8, 20, 8]
+    assert [cache.capacity for cache in state.layers] == [8, 8, 20, 8]
     assert_same_logits(steps(small, input_ids, state, [5]), small(input_ids))
 
 
