@@ -266,3 +266,28 @@ def test_files_are_found_with_git_and_without(tmp_path):
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     subprocess.run(["git", "-C", str(tmp_path), "add", "data"], check=True)
     assert project_files(tmp_path) == expected
+
+
+def drawing(files: list[Path]) -> str:
+    """A mermaid drawing of which room imports which, without the arrows that follow from others."""
+    needs: dict[str, set[str]] = {}
+    for path in files:
+        if path.suffix == ".py" and room_of(path) in FLOOR and len(path.parts) > 1:
+            tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+            found = {top(module) for _, module, _ in imported(tree, path)} & FLOOR.keys()
+            needs.setdefault(room_of(path), set()).update(found - {room_of(path)})
+    order = list(TopologicalSorter(needs).static_order())
+    reached: dict[str, set[str]] = {}
+    for room in order:
+        reached[room] = needs.get(room, set()).union(*(reached[other] for other in needs.get(room, ())))
+    lines = ["graph TD"]
+    for room in sorted(needs, key=lambda name: (-FLOOR[name], name)):
+        others = needs[room]
+        direct = sorted(other for other in others if not any(other in reached[third] for third in others))
+        lines += [f"    {room} --> {other}" for other in direct]
+    return "\n".join(lines)
+
+
+def test_the_drawing_of_the_house_is_that_of_its_imports():
+    drawn = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("```mermaid\n")[1].split("\n```")[0]
+    assert drawn == drawing(project_files(ROOT))
