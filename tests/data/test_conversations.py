@@ -5,6 +5,8 @@ import random
 import time
 
 import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 import transformers
 
@@ -249,9 +251,6 @@ def rows_of(count: int, answers: int = 1) -> list[dict]:
 
 def write_as(kind: str, rows: list[dict], place) -> str:
     """The rows as a file of that kind; returns the source that reads it."""
-    import pyarrow
-    import pyarrow.parquet
-
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "rows.parquet", row_group_size=40)
         return f"parquet:{place / 'rows.parquet'}"
@@ -269,6 +268,46 @@ def test_files_of_every_kind_give_the_same_conversations(tmp_path, kind):
     assert list(sources.documents(source, None)) == expected
     by_pieces = [text for piece in sources.pieces(source, "train", None, 0) for text in sources.read_piece(piece, None)]
     assert by_pieces == expected
+
+
+def undecodable(*values: bytes) -> pyarrow.StringArray:
+    rows = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(rows), rows.buffers()[1], rows.buffers()[2], rows.buffers()[0], -1)
+
+
+def test_newcomer_conversations_are_read_of_the_columns_of_their_shape_alone(tmp_path):
+    """What nobody reads may hold anything, beside the messages and in them; of what is read, a bad row is named."""
+    rows = [{"messages": [ASKED, {**ANSWERED, "content": f"{number}"}]} for number in range(3)]
+    broken = undecodable(b"x", b"\xff", b"y")
+    turns = pyarrow.array([row["messages"] for row in rows])
+    inner = pyarrow.StructArray.from_arrays(
+        [*turns.values.flatten(), undecodable(*[b"\xff"] * len(turns.values))],
+        [*(turns.values.type.field(n).name for n in range(turns.values.type.num_fields)), "name"],
+    )
+    messages = pyarrow.ListArray.from_arrays(turns.offsets, inner)
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"messages": messages, "prompt": broken, "id": broken}), path)
+    assert list(sources.documents(f"parquet:{path}", None)) == [of_row(row) for row in rows]
+
+    table = pyarrow.table({"prompt": broken, "completion": ["a", "b", "c"], "question": broken, "answer": broken})
+    pyarrow.parquet.write_table(table, path)
+    first, bad, last = sources.documents(f"parquet:{path}", None)
+    assert (first, last) == (of_row({"prompt": "x", "completion": "a"}), of_row({"prompt": "y", "completion": "c"}))
+    assert (bad.reason, bad.where) == ("bad_utf8", f"{path}:2")
+
+
+def test_newcomer_only_columns_that_every_row_would_do_without_are_left_out(tmp_path):
+    there = ["id", "messages", "prompt", "completion", "system", "question", "answer"]
+    assert conversations.needed(there, set(there)) == ["messages", "system"]
+    assert conversations.needed(there, {"prompt", "completion"}) == ["messages", "prompt", "completion", "system"]
+    assert conversations.needed(there, {"question"}) == there
+    rows = [{"messages": [ASKED, ANSWERED], "question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+    for number, empty in enumerate(([], None)):  # a list without entries is there; none is not
+        rows[1]["messages"] = empty
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        found = list(sources.documents(f"parquet:{tmp_path}/{number}.parquet", None))
+        assert found[0] == of_row(rows[0])
+        assert isinstance(found[1], BadRow) if empty == [] else found[1] == of_row(rows[1])
 
 
 def test_a_hub_data_set_is_downloaded_with_all_columns_of_a_conversation(tmp_path):
