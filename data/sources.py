@@ -587,10 +587,21 @@ def open_hub(rest: str, field: str | None, split: Split) -> Any:
     if columns and not wanted:
         raise SourceError(f"hub:{rest} has no field {field!r}; its fields are {', '.join(columns)}")
     rows = found[name].select_columns(wanted) if wanted else found[name]
-    kind = (rows.features or {}).get(field)
-    if isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "string_view"):
-        rows = rows.cast_column(field, datasets.Value("large_binary"))  # undecoded: a bad row costs no other
-    return rows
+    if rows.features is None:
+        return rows
+    return rows.cast(datasets.Features({name: _as_bytes(feature) for name, feature in rows.features.items()}))
+
+
+def _as_bytes(feature: Any) -> Any:
+    """A feature of datasets whose texts come undecoded, so that one that is not UTF-8 costs its own row alone."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _as_bytes(part) for name, part in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return dataclasses.replace(feature, feature=_as_bytes(feature.feature))
+    is_text = isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
+    return datasets.Value("large_binary") if is_text else feature
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from data import conversations, embedded, shards, sources
 from data.conversations import NoConversation, messages_of, of_row
 from data.loader import IGNORE, PackedRows
 from data.packing import pack
+from data.preparation.download import downloaded
 from data.prepare import Config, prepare
 from data.sources import BadRow
 from data.token_shards import TokenShards
@@ -285,15 +286,24 @@ def test_newcomer_conversations_are_read_of_the_columns_of_their_shape_alone(tmp
         [*(turns.values.type.field(n).name for n in range(turns.values.type.num_fields)), "name"],
     )
     messages = pyarrow.ListArray.from_arrays(turns.offsets, inner)
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"messages": messages, "prompt": broken, "id": broken}), path)
-    assert list(sources.documents(f"parquet:{path}", None)) == [of_row(row) for row in rows]
+    expected = [of_row(row) for row in rows]
+    first = write_table(tmp_path / "first", {"messages": messages, "prompt": broken, "id": broken})
+    assert all(list(sources.documents(source, None)) == expected for source in first)
 
-    table = pyarrow.table({"prompt": broken, "completion": ["a", "b", "c"], "question": broken, "answer": broken})
-    pyarrow.parquet.write_table(table, path)
-    first, bad, last = sources.documents(f"parquet:{path}", None)
-    assert (first, last) == (of_row({"prompt": "x", "completion": "a"}), of_row({"prompt": "y", "completion": "c"}))
-    assert (bad.reason, bad.where) == ("bad_utf8", f"{path}:2")
+    columns = {"prompt": broken, "completion": ["a", "b", "c"], "question": broken, "answer": broken}
+    for source in write_table(tmp_path / "second", columns):
+        one, bad, two = sources.documents(source, None)
+        assert (one, two) == (of_row({"prompt": "x", "completion": "a"}), of_row({"prompt": "y", "completion": "c"}))
+        assert bad.reason == "bad_utf8" and bad.where.endswith(":2")
+
+
+def write_table(folder_, columns: dict) -> list[str]:
+    """The sources by which a table can be read: its file, as a data set, and what is downloaded of that."""
+    folder_.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder_ / "train.parquet")
+    there = f"hub:{folder_}"
+    work = folder_.with_name(f"{folder_.name}-work")
+    return [f"parquet:{folder_}/train.parquet", there, downloaded(there, None, "train", None, work, print)]
 
 
 def test_newcomer_only_columns_that_every_row_would_do_without_are_left_out(tmp_path):
@@ -311,8 +321,6 @@ def test_newcomer_only_columns_that_every_row_would_do_without_are_left_out(tmp_
 
 
 def test_a_hub_data_set_is_downloaded_with_all_columns_of_a_conversation(tmp_path):
-    from data.preparation.download import downloaded
-
     (tmp_path / "set").mkdir()
     rows = [{"messages": [ASKED, {**ANSWERED, "content": f"{number}"}], "score": 0.5} for number in range(30)]
     rows[3] = {"messages": [ASKED], "score": 1.0}
