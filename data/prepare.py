@@ -89,7 +89,7 @@ def prepare(
         workers = held.enter_context(Workers(data.workers))
         documents = {}
         for name, source in data.sources.items():
-            work = root / f".work-{name}-{_fingerprint(inputs[name])}"
+            work = root / f".work-{name}-{_fingerprint({**inputs[name], 'pieces': sources.LAYOUT})}"
             documents[name] = Documents(name, source, data, work, workers, log)
             held.callback(documents[name].close)
         if tokenizer.path is None:

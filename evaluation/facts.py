@@ -51,6 +51,7 @@ from evaluation.intervals import clustered_wilson
 from evaluation.marking import compared
 from evaluation.problems import VALID_FRACTION, valid_fraction_of
 from machine import process
+from storage import inputs
 
 if TYPE_CHECKING:
     from tokenizer.conversations import ChatFormat
@@ -133,7 +134,8 @@ def of_file(source: str) -> list[Question]:
     found = []
     for path in sources.files(source):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            with inputs.reading(path) as file:
+                lines = file.read().decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise sources.SourceError(f"{source}: {path} cannot be read: {error}") from error
         for number, line in enumerate(lines, start=1):

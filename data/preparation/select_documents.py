@@ -9,6 +9,7 @@ goes on with the next piece. Memory does not grow with the corpus.
 import collections
 import contextlib
 import errno
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from data.settings import DataSection, SourceSection
 
 TRAIN, VALID, DROPPED = 0, 1, 2  # of one row
 SIDES = {TRAIN: "train", VALID: "valid"}
-COLUMNS = ["line", "fault", "malformed", "count", "detail", "text", "key"]
+COLUMNS = ["part", "line", "fault", "malformed", "count", "detail", "text", "key"]
 CACHE_KIB = 32 * 1024  # of SQLite's pages in memory
 EARLIEST = 1000  # rows before too many of them can be malformed
 
@@ -29,19 +30,26 @@ EARLIEST = 1000  # rows before too many of them can be malformed
 class Selection:
     """The answers for the pieces of one source, made one piece after the other.
 
+    Attributes:
+        done: how many pieces have their answers.
+
     Args:
         path: of the database.
-        pieces: of the source, validation documents of their own first.
+        pieces: of the source, as they are read in one go; validation documents of their own first.
 
     Raises:
         OSError: the disk is full, or does not let itself be written.
         sqlite3.DatabaseError: what is at `path` is no database.
     """
 
-    def __init__(self, path: Path, name: str, pieces: list[sources.Piece], source: SourceSection, data: DataSection):
+    def __init__(
+        self, path: Path, name: str, pieces: list[tuple[sources.Piece, ...]], source: SourceSection, data: DataSection
+    ):
         self.path, self.name, self.pieces, self.source, self.data = path, name, pieces, source, data
-        self._own = sum(piece.split == "valid" for piece in pieces)  # pieces of validation documents of their own
-        self._before: tuple[int, int] | None = None  # of the last malformed row: its piece, the lines before that
+        self._own = sum(piece.split == "valid" for piece, *_ in pieces)  # pieces of validation documents of their own
+        self._flat = list(itertools.chain.from_iterable(pieces))
+        self._firsts = list(itertools.accumulate(map(len, pieces), initial=0))  # of each of `pieces`, in `_flat`
+        self._before = 0, 0  # of the last malformed row: its place in `_flat`, the lines of its file before that
         with _as_oserror(path):
             self._open(path)
 
@@ -56,14 +64,14 @@ class Selection:
         self._database.execute("CREATE TABLE IF NOT EXISTS dropped (reason TEXT PRIMARY KEY, count INTEGER)")
         self._database.execute("CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, reason TEXT, "
                                "place TEXT, detail TEXT, count INTEGER)")  # fmt: skip
+        query = "SELECT count(*), total(documents * (number >= ?)), total(rows), total(malformed) FROM pieces"
+        # kept beside the table: to ask it again for every piece takes the longer, the more there are
+        self.done, self._documents, self._rows, self._malformed = map(
+            int, self._database.execute(query, (self._own,)).fetchone()
+        )
         self._index = None
         if self.data.near_duplicates is not None:
             self._index = near_duplicates.Index(self._database, self.data.near_duplicates)
-
-    @property
-    def done(self) -> int:
-        """Pieces that have their answers."""
-        return self._database.execute("SELECT count(*) FROM pieces").fetchone()[0]
 
     def is_enough(self) -> bool:
         """Whether all documents that are asked for are read."""
@@ -81,8 +89,8 @@ class Selection:
         self.check_malformed(EARLIEST)
 
     def _take(self, number: int, table: Path) -> None:
-        piece = self.pieces[number]
-        left = self._left(piece.split)
+        split = self.pieces[number][0].split
+        left = self._left(split)
         answers = bytearray()
         dropped: collections.Counter[str] = collections.Counter()
         rows = malformed = documents = 0
@@ -100,12 +108,12 @@ class Selection:
                         self._quarantine(number, row)
                     else:
                         documents += 1
-                    reason = row["fault"] or self._reason(row, piece.split)
+                    reason = row["fault"] or self._reason(row, split)
                     if reason:
                         dropped[reason] += row["count"]
                         answers.append(DROPPED)
                     else:
-                        answers.append(self._side(row["text"], piece.split))
+                        answers.append(self._side(row["text"], split))
             self._database.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)",
                                    (number, bytes(answers), documents, rows, malformed))  # fmt: skip
             self._database.executemany(
@@ -113,6 +121,10 @@ class Selection:
                 dropped.items(),
             )
             self._database.execute("COMMIT")
+            self.done += 1
+            self._documents += documents if number >= self._own else 0
+            self._rows += rows
+            self._malformed += malformed
         except BaseException:
             if self._database.in_transaction:  # a full disk has ended it already
                 self._database.execute("ROLLBACK")
@@ -120,11 +132,11 @@ class Selection:
 
     def check_malformed(self, least_rows: int = 1) -> None:
         """Raises sources.BadContentError if more than `data.most_malformed` of at least so many rows are malformed."""
-        rows, malformed = self._database.execute("SELECT total(rows), total(malformed) FROM pieces").fetchone()
+        rows, malformed = self._rows, self._malformed
         if rows >= least_rows and malformed > self.data.most_malformed * rows:
             examples = self._database.execute("SELECT place, detail FROM quarantine ORDER BY id LIMIT 3").fetchall()
             raise sources.BadContentError(
-                f"data.sources.{self.name}: {malformed:,.0f} of {rows:,.0f} rows are malformed, more than "
+                f"data.sources.{self.name}: {malformed:,} of {rows:,} rows are malformed, more than "
                 f"data.most_malformed={self.data.most_malformed:g} allows: mend them, name another field, or allow "
                 "more. The first are " + "; ".join(f"{place}: {detail}" for place, detail in examples)
             )
@@ -164,8 +176,7 @@ class Selection:
         """How many documents of that side are still asked for; None: all."""
         if split == "valid" or self.source.documents is None:
             return None
-        query = "SELECT total(documents) FROM pieces WHERE number >= ?"
-        return max(0, self.source.documents - int(self._database.execute(query, (self._own,)).fetchone()[0]))
+        return max(0, self.source.documents - self._documents)
 
     def _reason(self, row: dict[str, Any], split: sources.Split) -> str | None:
         """Why a document does not stay, because of others; else None, and it is remembered."""
@@ -200,15 +211,31 @@ class Selection:
         return VALID if by_hash else TRAIN
 
     def _quarantine(self, number: int, row: dict[str, Any]) -> None:
-        piece = self.pieces[number]
-        named = piece.origin or piece.place
-        if self._before is None or self._before[0] != number:
-            before = sum(sources.lines_of(other) for other in self.pieces[:number]
-                         if (other.origin or other.place, other.split) == (named, piece.split))  # fmt: skip
-            self._before = number, before
-        place = f"{named}:{self._before[1] + row['line']}".encode(errors="backslashreplace").decode()
+        index = self._firsts[number] + row["part"]
+        line = self._lines_before(index) + row["line"]
+        place = f"{_name(self._flat[index])}:{line}".encode(errors="backslashreplace").decode()
         self._database.execute("INSERT INTO quarantine (reason, place, detail, count) VALUES (?, ?, ?, ?)",
                                (row["fault"], place, row["detail"], row["count"]))  # fmt: skip
+
+    def _lines_before(self, index: int) -> int:
+        """How many lines of the same file, or rows of what was downloaded, lie before a piece. Asked in their order,
+        it counts none twice."""
+        at, lines = self._before
+        first = index
+        while first > at and _of_one(self._flat[first - 1], self._flat[index]):
+            first -= 1
+        counted = sum(map(sources.lines_of, self._flat[first:index]))
+        self._before = index, counted + (lines if first == at else 0)
+        return self._before[1]
+
+
+def _name(piece: sources.Piece) -> str:
+    """Under which its rows are counted."""
+    return piece.origin or piece.place
+
+
+def _of_one(piece: sources.Piece, other: sources.Piece) -> bool:
+    return (_name(piece), piece.split) == (_name(other), other.split)
 
 
 @contextlib.contextmanager

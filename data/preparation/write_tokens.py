@@ -28,7 +28,7 @@ def write_tokens(table: Path, answers: bytes, tokenizer: Path, masked: bool, pat
         folder.remove(path)
     encoder = _tokenizer(tokenizer)
     dtype = shards.token_dtype(encoder.vocab_size)
-    with folder.write(path) as temporary:
+    with folder.write(path, tidy=False) as temporary:
         writers = {split: shards.SplitWriter(temporary, split, dtype, encoder.end_of_text, masked)
                    for split in shards.SPLITS}  # fmt: skip
         refused = 0
