@@ -44,7 +44,7 @@ from tokenizer import Tokenizer, TokenizerError
 from tokenizer.conversations import ChatFormat
 from tokenizer.settings import TokenizerSection
 
-CODE_VERSION = 4  # raise it whenever the same documents would give other shards, or another tokenizer
+CODE_VERSION = 5  # raise it whenever the same documents would give other shards, or another tokenizer
 SHARD_TOKENS = 100_000_000
 SAMPLE_BYTES = 30_000_000  # of text that a tokenizer is trained on, spread evenly over the sources
 PROGRESS_SECONDS = 30
