@@ -56,12 +56,12 @@ class Selection:
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("CREATE TABLE IF NOT EXISTS pieces (number INTEGER PRIMARY KEY, answers BLOB, "
                                "documents INTEGER, rows INTEGER, malformed INTEGER)")  # fmt: skip
+        self._database.execute("CREATE TABLE IF NOT EXISTS cut (number INTEGER PRIMARY KEY, place INTEGER, "
+                               "held_out INTEGER, length INTEGER)")  # fmt: skip
         self._database.execute("CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, held_out INTEGER) WITHOUT ROWID")
         self._database.execute("CREATE TABLE IF NOT EXISTS dropped (reason TEXT PRIMARY KEY, count INTEGER)")
         self._database.execute("CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, reason TEXT, "
                                "place TEXT, detail TEXT, count INTEGER)")  # fmt: skip
-        self._database.execute("CREATE TABLE IF NOT EXISTS cut (number INTEGER PRIMARY KEY, place INTEGER, "
-                               "held_out INTEGER, length INTEGER)")  # fmt: skip
         self._index = None
         if self.data.near_duplicates is not None:
             self._index = near_duplicates.Index(self._database, self.data.near_duplicates)
