@@ -123,7 +123,6 @@ def test_the_end_is_the_same_in_pieces_and_after_an_interruption(tmp_path, small
     source = {"from": write_texts(tmp_path / "a.jsonl", few)}
     one, _ = prepared(config(tmp_path, {"a": source}, small_tokenizer, workers=1))
     monkeypatch.setattr(sources, "PIECE_BYTES", 3000)
-    monkeypatch.setattr(documents_, "WORTH_PROCESSES", 0)
     found = config(tmp_path, {"a": source}, small_tokenizer, shards=str(tmp_path / "pieces"), workers=2)
     for moment in ("hold_out_end", "_count_dropped", "cut"):  # before it is cut, while, and after
 
@@ -135,6 +134,7 @@ def test_the_end_is_the_same_in_pieces_and_after_an_interruption(tmp_path, small
                 patch.setattr(Selection, "_take", None)
             patch.setattr(Selection, moment, stop)
             prepared(found)
+    monkeypatch.setattr(documents_, "WORTH_PROCESSES", 0)  # the tokens are written by two
     many, _ = prepared(found)
     for path in one.sources["a"].iterdir():
         if path.name != folder.MANIFEST:
