@@ -33,7 +33,6 @@ if __name__ == "__main__":  # the imports below take their time
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 from data import conversations, embedded, sources
 from data.embedded import facts
 from data.preparation import clean, interruption
+from data.preparation.words import spaced_words_of
 from evaluation import chat, command, record
 from evaluation.answers import gold_answer, is_correct
 from evaluation.asking import Log, Processes, Progress, ask, device_of
@@ -98,7 +98,7 @@ class Answered:
 
 def words(text: str) -> list[str]:
     """The words of a text in small letters, without articles and punctuation."""
-    return [word for word in re.findall(r"\w+", clean.normalise(text).casefold()) if word not in _ARTICLES]
+    return [word for word in spaced_words_of(clean.normalise(text).casefold()) if word not in _ARTICLES]
 
 
 def _says(said: list[str], answer: str) -> bool:

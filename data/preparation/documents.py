@@ -80,6 +80,7 @@ class Documents:
                 self._log(f"WARNING: {problem}: that piece of {self.name} is read again")
             if number == selection.done:  # else an earlier try has taken it, and the same rows are in it
                 selection.take(number, self.table(number))
+        selection.hold_out_end(self.table)
         self._is_verified = True
         self._selection = selection
         self._check_not_empty(pieces)
@@ -89,7 +90,7 @@ class Documents:
         """(side, normalised text), in order."""
         self.make()
         for number in range(self._selection.done):
-            yield from kept(self.table(number), self._selection.answers(number))
+            yield from kept(self.table(number), self._selection.answers(number), self._selection.cut(number))
 
     @property
     def selection(self) -> Selection:

@@ -4,6 +4,9 @@ What one row alone cannot tell is decided here, in the order of the source and b
 near-duplicates of earlier documents, training documents that are in validation, parts and sides. The answers lie in one
 SQLite file with the indices they follow from; a piece's answers are committed together, so an interrupted preparation
 goes on with the next piece. Memory does not grow with the corpus.
+
+A source of one document, or of so few that none comes to the validation side, has the end of its last one there: when
+all pieces have their answers, that document is cut in two.
 """
 
 import collections
@@ -12,7 +15,7 @@ import errno
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from data import conversations, sources
 from data.preparation import clean, near_duplicates, read_pieces
 from data.settings import DataSection, SourceSection
 
-TRAIN, VALID, DROPPED = 0, 1, 2  # of one row
+TRAIN, VALID, DROPPED, CUT = 0, 1, 2, 3  # of one row; of one that is cut, the end is for validation
 SIDES = {TRAIN: "train", VALID: "valid"}
 COLUMNS = ["part", "line", "fault", "malformed", "count", "detail", "text", "key"]
 CACHE_KIB = 32 * 1024  # of SQLite's pages in memory
@@ -60,6 +63,8 @@ class Selection:
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("CREATE TABLE IF NOT EXISTS pieces (number INTEGER PRIMARY KEY, answers BLOB, "
                                "documents INTEGER, rows INTEGER, malformed INTEGER)")  # fmt: skip
+        self._database.execute("CREATE TABLE IF NOT EXISTS cut (number INTEGER PRIMARY KEY, place INTEGER, "
+                               "held_out INTEGER, length INTEGER)")  # fmt: skip
         self._database.execute("CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, held_out INTEGER) WITHOUT ROWID")
         self._database.execute("CREATE TABLE IF NOT EXISTS dropped (reason TEXT PRIMARY KEY, count INTEGER)")
         self._database.execute("CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, reason TEXT, "
@@ -116,10 +121,7 @@ class Selection:
                         answers.append(self._side(row["text"], split))
             self._database.execute("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)",
                                    (number, bytes(answers), documents, rows, malformed))  # fmt: skip
-            self._database.executemany(
-                "INSERT INTO dropped VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
-                dropped.items(),
-            )
+            self._count_dropped(dropped)
             self._database.execute("COMMIT")
             self.done += 1
             self._documents += documents if number >= self._own else 0
@@ -129,6 +131,76 @@ class Selection:
             if self._database.in_transaction:  # a full disk has ended it already
                 self._database.execute("ROLLBACK")
             raise
+
+    def hold_out_end(self, table: Callable[[int], Path]) -> None:
+        """When all pieces have their answers: where no document is for validation, or the only one there is, cut the
+        last one, so that its end is, `data.valid_fraction` of the source's text. A document that equals that end, or
+        is nearly a duplicate of it, is dropped.
+
+        Nothing changes where validation documents are there or unwanted, of conversations, and where documents are too
+        short (clean.place_of_cut).
+
+        Args:
+            table: of a piece.
+
+        Raises:
+            OSError: the disk is full, or does not let itself be written.
+        """
+        train, valid = self.counts()
+        is_needed = train + valid == 1 or not valid
+        if self._own or self.source.conversations or not self.data.valid_fraction or self.held_out_end or not is_needed:
+            return
+        characters, last = 0, None
+        for number in range(self.done):
+            for place, _, row in _staying(table(number), self.answers(number), ["text"]):
+                characters += len(row["text"])
+                if clean.place_of_cut(row["text"], 0) is not None:
+                    last = number, place, row["text"]
+        if last is not None:
+            cut = clean.place_of_cut(last[2], int(self.data.valid_fraction * characters))
+            with _as_oserror(self.path):
+                self._cut(table, *last, cut)
+
+    def _cut(self, table: Callable[[int], Path], last: int, place: int, text: str, cut: int) -> None:
+        end = clean.cut_at(text, cut)[1]
+        key = clean.key_of(end)
+        shingles = near_duplicates.shingles([end])[0] if self._index else None
+
+        def is_like_the_end(row: dict[str, Any]) -> bool:
+            if row["key"] == key or shingles is None:
+                return row["key"] == key
+            return near_duplicates.similarity(row["shingles"], shingles) >= self.data.near_duplicates
+
+        self._database.execute("BEGIN")
+        try:
+            dropped = 0
+            for number in range(self.done):
+                answers = bytearray(self.answers(number))
+                if number == last:
+                    answers[place] = CUT
+                columns = ["key", *(["shingles"] if self._index else [])]
+                for other, answer, row in _staying(table(number), bytes(answers), columns):
+                    if answer == TRAIN and is_like_the_end(row):
+                        answers[other] = DROPPED
+                        dropped += 1
+                self._database.execute("UPDATE pieces SET answers = ? WHERE number = ?", (bytes(answers), number))
+            self._count_dropped({"in_validation": dropped} if dropped else {})
+            self._database.execute("INSERT INTO cut VALUES (?, ?, ?, ?)", (last, cut, len(end), len(text)))
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    @property
+    def held_out_end(self) -> tuple[int, int] | None:
+        """Characters that `hold_out_end` holds out, and those of the document; None where it does not."""
+        return self._database.execute("SELECT held_out, length FROM cut").fetchone()
+
+    def cut(self, number: int) -> int | None:
+        """Where the document of piece `number` whose answer is CUT is cut, in characters; None if it has none."""
+        found = self._database.execute("SELECT place FROM cut WHERE number = ?", (number,)).fetchone()
+        return found[0] if found else None
 
     def check_malformed(self, least_rows: int = 1) -> None:
         """Raises sources.BadContentError if more than `data.most_malformed` of at least so many rows are malformed."""
@@ -142,15 +214,15 @@ class Selection:
             )
 
     def answers(self, number: int) -> bytes:
-        """TRAIN, VALID or DROPPED for every row of piece `number`."""
+        """TRAIN, VALID, DROPPED or CUT for every row of piece `number`."""
         return self._database.execute("SELECT answers FROM pieces WHERE number = ?", (number,)).fetchone()[0]
 
     def counts(self) -> tuple[int, int]:
         """Documents that stay, for training and for validation."""
         found = [0, 0]
         for (answers,) in self._database.execute("SELECT answers FROM pieces"):
-            found[TRAIN] += answers.count(TRAIN)
-            found[VALID] += answers.count(VALID)
+            found[TRAIN] += answers.count(TRAIN) + answers.count(CUT)
+            found[VALID] += answers.count(VALID) + answers.count(CUT)
         return found[TRAIN], found[VALID]
 
     def dropped(self) -> dict[str, int]:
@@ -171,6 +243,12 @@ class Selection:
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+    def _count_dropped(self, more: Mapping[str, int]) -> None:
+        self._database.executemany(
+            "INSERT INTO dropped VALUES (?, ?) ON CONFLICT (reason) DO UPDATE SET count = count + excluded.count",
+            more.items(),
+        )
 
     def _left(self, split: sources.Split) -> int | None:
         """How many documents of that side are still asked for; None: all."""
@@ -248,14 +326,26 @@ def _as_oserror(path: Path) -> Iterator[None]:
         raise OSError(number, str(error), str(path)) from error
 
 
-def kept(table: Path, answers: bytes) -> Iterator[tuple[str, str]]:
-    """(side, text) of the rows of a table whose answer is a side."""
-    first = 0
-    for batch in read_pieces.read_table(table, ["text"]):
-        for answer, text in zip(answers[first : first + len(batch)], batch.column("text").to_pylist(), strict=True):
+def kept(table: Path, answers: bytes, cut: int | None) -> Iterator[tuple[str, str]]:
+    """(side, text) of the rows of a table that stay; of the row that is cut, both parts.
+
+    Args:
+        cut: as `Selection.cut` tells it.
+    """
+    for _, answer, row in _staying(table, answers, ["text"]):
+        if answer == CUT:
+            yield from zip(("train", "valid"), clean.cut_at(row["text"], cut), strict=True)
+        else:
+            yield SIDES[answer], row["text"]
+
+
+def _staying(table: Path, answers: bytes, columns: list[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(place, answer, row) of those rows of a table that are not dropped, with some of their columns."""
+    answered = enumerate(answers)
+    for batch in read_pieces.read_table(table, columns):
+        for (place, answer), row in zip(itertools.islice(answered, len(batch)), _rows(batch), strict=True):
             if answer != DROPPED:
-                yield SIDES[answer], text
-        first += len(batch)
+                yield place, answer, row
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any]]:

@@ -427,10 +427,11 @@ def test_the_mask_and_the_template_count_in_digests_and_fingerprints(tmp_path, o
         assert shards.digest(made["one"]) != before
 
 
-def test_shards_without_masks_keep_their_digest_and_fingerprint(tmp_path):
-    """As the code before conversations made them: old runs resume."""
+def test_shards_without_masks_keep_their_digest_and_fingerprint(tmp_path, monkeypatch):
+    """As the code before conversations made them, the code's version aside: old runs resume."""
     from data import prepare as preparation
 
+    monkeypatch.setattr(preparation, "CODE_VERSION", 4)
     text = tmp_path / "rows.jsonl"
     text.write_text("\n".join(json.dumps({"text": f"document {number} of some words"}) for number in range(50)))
     settings = {"shards": str(tmp_path / "shards"), "workers": 1, "sources": {"talk": {"from": f"jsonl:{text}"}}}
