@@ -91,10 +91,14 @@ try() {
         *) told="the config could not be looked at"; return ;;
     esac
     run=$(value_of runs/.plan run)
+    # Of an earlier call of this script that was killed, training may be left.
+    [ ! -e "$run/.lock" ] || attend flock "$run/.lock" true
     rm -f "$run/outcome.json"
     before=$(newest)
     say "training $run"
     attend make --no-print-directory train ARGS="$arguments"
+    # A launcher may end before the process that it told to stop has saved.
+    [ ! -e "$run/.lock" ] || flock --wait 600 "$run/.lock" true 9>&-
     code=$(value_of "$run/outcome.json" code)
     reason=$(value_of "$run/outcome.json" reason)
     case ${code:-none}/${reason:-} in

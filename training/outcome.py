@@ -47,6 +47,7 @@ class OutcomeFile:
         """
         self.path = run / NAME if run is not None and is_main else None
         self.step: Callable[[], int | None] = lambda: None  # which the run has reached
+        self._held: filelock.BaseFileLock | None = None
         self.why: Callable[[], tuple[str, str]] = lambda: ("request", "")  # reason and message of a stop
 
     def clear(self) -> None:
@@ -54,6 +55,12 @@ class OutcomeFile:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+    def hold(self) -> None:
+        """Keep the run's lock, which this process has, until the outcome is written: whoever waits for it finds one."""
+        if self.path is not None:
+            self._held = lock(self.path.parent)
+            self._held.acquire(timeout=0)
 
     def write(self, code: int, reason: str, message: str) -> None:
         """How it ended; left alone where another process trains the run, whose outcome is still to come."""
@@ -66,3 +73,6 @@ class OutcomeFile:
                 folder.write_file(self.path, json.dumps(told, indent=1) + "\n")
         except OSError as error:  # the ending itself matters more
             print(f"{self.path} could not be written: {error}", file=sys.stderr)
+        if self._held is not None:
+            self._held.release()
+            self._held = None

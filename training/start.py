@@ -54,6 +54,8 @@ def start(config: RunConfig, requests: Requests | None = None, outcome: OutcomeF
         for notice in strategy.notices if strategy.is_main else ():
             print(notice, file=sys.stderr)
         prepared = _prepare(config, strategy, requests, held)
+        if outcome is not None:
+            outcome.hold()
         _check_against_tokenizer(config, prepared)
         taught = _scores(config, prepared, strategy)
         trainer = Trainer(config, strategy, prepared, requests, taught)

@@ -37,8 +37,11 @@ mkdir -p runs/x/checkpoints
 case $ending in saves*) ending=${ending#saves }; mkdir "runs/x/checkpoints/step-$(date +%s%N)" ;; esac
 case $ending in
     killed) kill -KILL $$ ;;
-    stands) trap 'sleep 0.2; wrote 75 SIGTERM; exit 1' TERM; touch standing
-        for _ in $(seq 600); do sleep 0.05; done ;;
+    stands)  # as a launcher of one process does, it ends before that has saved
+        exec 8> runs/x/.lock; flock 8
+        trap '(sleep 0.3; wrote 75 SIGTERM) & exit 1' TERM
+        touch standing
+        for _ in $(seq 600); do sleep 0.05 8>&-; done ;;
     *) wrote $ending; exit 1 ;;
 esac
 """

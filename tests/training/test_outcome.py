@@ -13,6 +13,7 @@ import multigpu_train
 import training.start
 from machine.rendezvous import Missing
 from settings import ConfigError, Problem
+from training.outcome import OutcomeFile, lock
 from training.parallel import LaunchError
 from training.requests import Requests
 from training.stability import Diverged
@@ -89,6 +90,19 @@ def test_a_run_that_another_process_trains_keeps_its_outcome_to_itself(tiny, out
         assert run(tiny("x", "no.such_key=1")) == 2
         assert not outcome.path.exists()
     assert run(tiny("x", "no.such_key=1")) == 2 and outcome(2) == ("refused", None)
+
+
+def test_who_waits_for_the_runs_lock_finds_its_outcome(outcome):
+    """As deploy/onstart.sh does: between the end of training and the outcome nobody gets the lock."""
+    run = outcome.path.parent
+    file, other = OutcomeFile(run), filelock.FileLock(run / ".lock")
+    with lock(run).acquire(timeout=0):  # start's
+        file.hold()
+    with pytest.raises(filelock.Timeout):
+        other.acquire(timeout=0)
+    file.write(0, "finished", "finished")
+    with other.acquire(timeout=0):
+        assert outcome(0) == ("finished", None)
 
 
 def test_other_processes_leave_it_to_the_main_one(tiny, outcome, monkeypatch):
