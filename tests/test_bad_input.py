@@ -29,7 +29,7 @@ from storage import folder
 from tokenizer import train as train_tokenizer
 
 FINISHED, FAILED, WRONG = 0, 1, 2  # the documented exit codes of the entries
-GROWING = ("metrics.jsonl", "report.html", "config.yaml", ".lock")  # of a run: a resumed one writes on in them
+GROWING = ("metrics.jsonl", "report.html", "config.yaml", "outcome.json", ".lock")  # of a run, which goes on in them
 NEWEST, OLDER = "step-00000006", "step-00000003"
 
 
