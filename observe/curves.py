@@ -15,7 +15,8 @@ from observe.units import compact
 
 MOST_POINTS = 500
 MOST_LABEL = 40  # characters of a name beside a curve
-LETTER_INCHES, MARGIN_INCHES = 0.075, 0.8  # about, of a phase's name and beside the axes
+LETTER_INCHES = 0.075  # about, of a phase's name
+LEFT, RIGHT, BOTTOM, TOP = 0.62, 0.12, 0.52, 0.28  # inches beside the axes; to have them found takes as long as drawing
 INK = "#010203"  # drawn in this colour, then replaced by the page's text colour
 BLUE, ORANGE, GREEN, PURPLE, PINK = "#3b82f6", "#f97316", "#10b981", "#a855f7", "#ec4899"
 FONT = "system-ui, sans-serif"
@@ -104,8 +105,9 @@ def _axes(history: History, width: float, height: float) -> tuple[Any, Any]:
     """A figure of `width` x `height` inches with the phases shaded and named. No pyplot: it would keep the figure."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(width, height))
+    inside = (LEFT / width, BOTTOM / height, 1 - (LEFT + RIGHT) / width, 1 - (BOTTOM + TOP) / height)
+    axes = figure.add_axes(inside)
     axes.set_xlabel("tokens", color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     axes.tick_params(colors=INK, labelsize=9)
@@ -118,7 +120,7 @@ def _axes(history: History, width: float, height: float) -> tuple[Any, Any]:
         if place % 2:
             axes.axvspan(phase.first_tokens, phase.last_tokens, color=INK, alpha=0.06, linewidth=0)
         name = _plain(phase.name)
-        if phase.tokens / end * (width - MARGIN_INCHES) > len(name) * LETTER_INCHES:  # else names lie on each other
+        if phase.tokens / end * (width - LEFT - RIGHT) > len(name) * LETTER_INCHES:  # else names lie on each other
             axes.text(
                 (phase.first_tokens + phase.last_tokens) / 2,
                 1.01,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tokenizer import Tokenizer
 
 
+REPORT_SECONDS = 30  # at least, between two: to draw one takes a second or two, in which nothing trains
+
+
 class Clock:
     """Seconds and tokens spent training: pauses for validation, probes and saves do not count as training speed."""
 
@@ -82,6 +85,7 @@ class Watch:
         self.config, self.strategy, self.model_config = config, strategy, model_config
         self.clock = Clock()
         self.active = strategy.is_main
+        self._reported = time.monotonic()
         if not self.active:
             return
         folder = config.run.path
@@ -215,10 +219,14 @@ class Watch:
         """A phase has ended."""
         self.event("phase_end", state, context=phase.context)
 
-    def report(self) -> None:
-        """Write report.html as the run stands; a report that cannot be drawn stops nothing."""
-        if self.active:
+    def report(self, in_the_end: bool = False) -> None:
+        """Write report.html as the run stands, unless the last one is so new that drawing would cost more than it
+        shows; a report that cannot be drawn stops nothing."""
+        now = time.monotonic()
+        if self.active and (in_the_end or now - self._reported >= REPORT_SECONDS):
             from observe.report import write_report
+
+            self._reported = now
 
             try:
                 write_report(self.config.run.path)
@@ -232,7 +240,7 @@ class Watch:
         self.progress.close()
         from observe.report import summary
 
-        self.report()
+        self.report(in_the_end=True)
         try:
             print(summary(self.config.run.path))
         except (OSError, ValueError) as error:  # somebody has removed the run's folder
