@@ -39,7 +39,7 @@ SECTIONS = (
     Section("attention", attention_rows, {"cuda": 90, "cpu": 10}),
     Section("decode", decode_rows, {"cuda": 15, "cpu": 10}),
     Section("run-kill-resume", run_kill_resume, {"cuda": 150, "cpu": 50}),
-    Section("checkpoint", checkpoint_rows, {"cuda": 5, "cpu": 3}),
+    Section("checkpoint", checkpoint_rows, {"cuda": 40, "cpu": 3}),
     Section("training", training_rows, {"cuda": 60, "cpu": 5}),
     Section("teacher", teacher_rows, {"cuda": 60, "cpu": 5}),
     Section("other-recipes", other_recipes, {"cuda": 60, "cpu": 0}),
@@ -80,7 +80,7 @@ def run(section: Section, findings: Findings) -> None:
     if left < needed:
         findings.skip(f"section {section.name}: needs {needed} s, {max(left, 0):.0f} s were left")
         return
-    with findings.section(section.name):
+    with findings.section(section.name), findings.measuring(section=section.name):
         section.measure(findings)
 
 

@@ -2,9 +2,9 @@
 
 The command that a person types, `accelerate launch multigpu_train.py`, on the built-in corpus: one run without a break,
 and beside it one that loses its box (SIGKILL to everything), is told to stop (SIGTERM) and ends by itself, each time
-taken up by the same command. Both have to take the same steps with the same losses to the same weights: on a CPU in
-every bit, on a GPU, where sums have no order, to rounding. What a checkpoint of this device holds has to be the same
-model on the CPU.
+taken up by the same command. Both have to take the same steps with the same losses to the same weights, in every bit;
+on a device whose sums have no order, which shows before the first break, the losses nearly. What a checkpoint of this
+device holds has to be the same model on the CPU.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from benchmarks.gpu_kernels import apart, spread_out
 from models import ModelConfig
 
 PATIENCE = 600  # seconds for what takes some
-LOSSES_APART = 0.02  # of a loss, on a GPU: without its optimizer's state a run is further off in its next steps
+LOSSES_APART = 0.02  # of a loss, where a device does not repeat itself: other data or weights show, no more than that
 LOGITS_APART = 1e-4  # of the logits' norm, between a GPU's fp32 and the CPU's
-TINY = ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, window=32, context=100)
+TINY = ModelConfig(vocab_size=1024, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, window=32, context=128)
 SHAPES: dict[str, dict[str, Any]] = {
     "cuda": {
         "steps": 300, "save": 60, "context": 512, "batch_tokens": 16384, "micro_batch": 16, "documents": 8000,
@@ -49,22 +49,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 def run_kill_resume(findings: Findings) -> None:
     """A row for each thing that happens to the run, and one beside the unbroken run."""
     device = findings.device
-    with findings.measuring(what="run"), tempfile.TemporaryDirectory(prefix="gpu-suite-") as name:
+    with tempfile.TemporaryDirectory(prefix="gpu-suite-") as name:
         folder = Path(name)
-        shape = SHAPES[device.type]
         with Launched(folder, "unbroken", device) as unbroken, Launched(folder, "broken", device) as broken:
             unbroken.start()
-            unbroken.until(lambda: unbroken.steps(), "took no step")  # its corpus is there: the other finds it
+            unbroken.until_step(1)  # its corpus is there: the other finds it
             for number in (signal.SIGKILL, signal.SIGTERM):
+                enough = broken.steps() + unbroken.shape["save"] + 5
                 broken.start()
-                begun = broken.steps()
-                broken.until(lambda: broken.steps() >= begun + shape["save"] + 5, "was not yet killed")  # noqa: B023
+                broken.until_step(enough)
                 findings.add(broken.struck(number))
             broken.start()
             for run in (broken, unbroken):
                 run.until_finished()
         findings.add(unbroken.told())
-        findings.add(compared(unbroken, broken, device))
+        findings.add(compared(unbroken, broken))
         last = sorted((broken.path / "checkpoints").iterdir())[-1]
         findings.add({"what": "its checkpoint", **on_both(last, device)})
 
@@ -75,12 +74,12 @@ class Launched:
     def __init__(self, folder: Path, name: str, device: torch.device):
         import yaml
 
-        self.name, self.path, self.starts = name, folder / name, 0
+        self.name, self.path, self.device = name, folder / name, device
         self.shape = SHAPES[device.type]
         self._process: subprocess.Popen | None = None
         self._log = folder / f"{name}.log"
         self._config = folder / f"{name}.yaml"
-        self._config.write_text(yaml.safe_dump(self._settings(folder, device)))
+        self._config.write_text(yaml.safe_dump(self._settings(folder)))
 
     def __enter__(self) -> "Launched":
         return self
@@ -88,7 +87,7 @@ class Launched:
     def __exit__(self, *_: object) -> None:
         self._strike(signal.SIGKILL)
 
-    def _settings(self, folder: Path, device: torch.device) -> dict[str, Any]:
+    def _settings(self, folder: Path) -> dict[str, Any]:
         shape = self.shape
         tokens = shape["steps"] * shape["batch_tokens"]
         phase = {"name": "run", "data": {"stories": 1, "problems": 1}, "tokens": tokens}
@@ -96,7 +95,7 @@ class Launched:
         sources = {kind: {"from": f"embedded:{kind}", "documents": shape["documents"]} for kind in phase["data"]}
         return {
             "run": {"name": self.name, "folder": str(folder)},
-            "parallel": {"device": device.type, "processes": 1, "cpu_threads": 1},
+            "parallel": {"device": self.device.type, "processes": 1, "cpu_threads": 1},
             "model": shape["model"],
             "tokenizer": {"vocab_size": shape["vocab_size"]},
             "data": {"shards": str(folder / "shards"), "sources": sources},
@@ -111,15 +110,15 @@ class Launched:
         launch = ["-m", "accelerate.commands.launch", "--quiet", "--num_machines", "1", "--num_processes", "1",
                   "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
         command = [sys.executable, *launch, "multigpu_train.py", "--config", str(self._config)]
-        self.starts += 1
         with open(self._log, "a") as log:
             self._process = subprocess.Popen(command, cwd=result.ROOT, stdout=log, stderr=log, start_new_session=True)
 
-    def until(self, ready: Callable[[], Any], otherwise: str) -> None:
-        """Wait for something that comes while it runs. Raises RuntimeError where it does not."""
-        self._wait(lambda: ready() or self._process.poll() is not None)
-        if not ready():
-            raise RuntimeError(f"the run {otherwise}, and ended with {self._process.poll()}: {self._last_words()}")
+    def until_step(self, step: int) -> None:
+        """Wait until it has taken so many. Raises RuntimeError if it ends before."""
+        self._wait(lambda: self.steps() >= step or self._process.poll() is not None)
+        if self.steps() < step:
+            code = self._process.poll()
+            raise RuntimeError(f"the run {self.name} ended with {code} before step {step}: {self._last_words()}")
 
     def until_finished(self) -> None:
         """Wait for its end. Raises RuntimeError if that is another than the end of its steps."""
@@ -189,27 +188,27 @@ class Launched:
                 "first_loss": first, "last_loss": last, "holds": last < 0.8 * first}  # fmt: skip
 
 
-def compared(unbroken: Launched, broken: Launched, device: torch.device) -> Row:
-    """The broken run beside the unbroken one: its steps, losses, weights and optimizer state."""
+def compared(unbroken: Launched, broken: Launched) -> Row:
+    """The broken run beside the unbroken one: its steps, losses, weights and optimizer state. `apart_before` is how far
+    the losses are from each other before the first break, `apart` in the whole run, as shares of a loss."""
     from safetensors.torch import load_file
 
     steps = unbroken.shape["steps"]
-    sides = [[(record["step"], record["loss"]) for record in run.records("train")] for run in (unbroken, broken)]
-    complete = all([step for step, _ in side] == list(range(1, steps + 1)) for side in sides)
-    largest = max(abs(a - b) / a for (_, a), (_, b) in zip(*sides, strict=False))
+    sides = [{record["step"]: record["loss"] for record in run.records("train")} for run in (unbroken, broken)]
+    complete = all(list(side) == list(range(1, steps + 1)) for side in sides)
+    apart_at = {step: abs(loss - sides[1].get(step, 0.0)) / loss for step, loss in sides[0].items()}
+    resumed = [record["step"] for record in broken.records("event") if record["event"] == "resumed"]
+    before = max((error for step, error in apart_at.items() if resumed and step <= resumed[0]), default=0.0)
     differ = 0
     for name in ("model.safetensors", "optimizer.safetensors"):
         one, other = (load_file(run.path / "checkpoints" / f"step-{steps:08d}" / name) for run in (unbroken, broken))
-        differ += sum(not torch.equal(tensor, other[key]) for key, tensor in one.items())
-    resumed = [record["step"] for record in broken.records("event") if record["event"] == "resumed"]
-    same = not differ and not largest
-    return {
-        "what": f"resumed at {' and '.join(map(str, resumed))}, beside unbroken",
-        "step": len(sides[1]),
-        "loss_apart": largest,
-        "tensors_that_differ": differ,
-        "holds": complete and len(resumed) == 2 and (same if device.type == "cpu" else largest <= LOSSES_APART),
-    }
+        differ += sum(key not in other or not torch.equal(tensor, other[key]) for key, tensor in one.items())
+    largest = max(apart_at.values())
+    inexact = before > 0 and unbroken.device.type != "cpu"
+    same = largest <= LOSSES_APART if inexact else not (largest or differ)
+    return {"what": f"resumed at {' and '.join(map(str, resumed))}, beside unbroken", "step": max(sides[1]),
+            "apart_before": before, "apart": largest, "tensors_that_differ": differ,
+            "holds": complete and len(resumed) == 2 and same}  # fmt: skip
 
 
 def on_both(path: Path, device: torch.device) -> Row:
@@ -226,8 +225,7 @@ def on_both(path: Path, device: torch.device) -> Row:
 
 def checkpoint_rows(findings: Findings) -> None:
     """Saved from the device, loaded there and on the CPU."""
-    with findings.measuring(check="round trip"):
-        findings.add(checkpoint_row(findings.device))
+    findings.add(checkpoint_row(findings.device))
 
 
 def checkpoint_row(device: torch.device) -> Row:
@@ -255,7 +253,7 @@ def checkpoint_row(device: torch.device) -> Row:
         both = on_both(path, device)
         saved_optimizer = checkpoint.read_optimizer(path)
     with torch.no_grad():
-        same_logits = torch.equal(loaded(ids), model(ids))
+        same_logits = torch.equal(loaded(ids[:, :-1]), model(ids[:, :-1]))  # a length that needs no compiler
     same_state = all(torch.equal(saved_optimizer[name], tensor.cpu()) for name, tensor in optimizer.tensors().items())
     return {"logits": "equal" if same_logits else "differ", "optimizer": "equal" if same_state else "differ",
             "logits_apart": both["logits_apart"], "holds": same_logits and same_state and both["holds"]}  # fmt: skip
