@@ -7,7 +7,7 @@ cut off where the minutes end. --only names sections, --recipes files of configs
 checks run small on the CPU; what was skipped is listed with the reason.
 
 Needs what requirements.txt names, of torch 2.11 or newer; `--only teacher` nothing but torch. Exit codes: 0 all checks
-hold, 1 one does not, 128 + number when a signal ended it.
+hold, 1 one does not, or there was time for none, 128 + number when a signal ended it.
 """
 
 import functools
@@ -85,8 +85,9 @@ def run(section: Section, findings: Findings) -> None:
 
 
 def holds(findings: Findings) -> bool:
-    """Whether every row does that says so."""
-    return all(row.get("holds") is not False for rows in findings.rows.values() for row in rows)
+    """Whether there are rows, and none says that it does not."""
+    rows = [row for rows in findings.rows.values() for row in rows]
+    return bool(rows) and all(row.get("holds") is not False for row in rows)
 
 
 def write(findings: Findings, path: Path | None, whole: bool = False) -> None:

@@ -54,7 +54,7 @@ def test_the_minutes_are_spent_in_order_of_worth_and_what_came_before_their_end_
     result = json.loads(file.read_text())
     assert list(result["rows"]) == list(result["seconds"]) == ["small", "endless"] and not result["whole"]
     assert [reason.split(":")[0] for reason in result["skipped"]] == ["section large", "the rest", "section late"]
-    assert gpu_suite.holds(findings)
+    assert gpu_suite.holds(findings) and not gpu_suite.holds(Findings(CPU, 0))
 
 
 def test_one_limit_may_lie_in_another():
