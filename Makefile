@@ -33,11 +33,12 @@ endef
 PROCESSES := import torch; n = torch.cuda.device_count(); print("--multi_gpu" * (n > 1), "--num_processes", n or 1)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help setup train test lint bench campaign teacher
+.PHONY: help setup install train test lint bench campaign teacher
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make setup      create .venv and install what training and the tests need'
+	@echo 'make install    create .venv and install what training needs'
 	@echo 'make train      train with config.yaml on every GPU, or on the CPU     ARGS="--config FILE section.key=value"'
 	@echo 'make test       run the tests                                          ARGS="tests/data -k NAME"'
 	@echo 'make lint       check the style'
@@ -48,8 +49,10 @@ help:
 
 setup: $(READY_DEV)
 
+install: $(READY)
+
 train: $(READY)
-	$(LAUNCH) $$($(BIN)/python -c '$(PROCESSES)') multigpu_train.py $(ARGS)
+	exec $(LAUNCH) $$($(BIN)/python -c '$(PROCESSES)') multigpu_train.py $(ARGS)
 
 test: $(READY_DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)

@@ -13,7 +13,7 @@ space at either end; what follows the last answer is left out.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data.preparation import clean
@@ -27,6 +27,12 @@ COLUMNS = (
     "messages", "conversations", "prompt", "completion", "system", "instruction", "input", "context", "output",
     "response", "question", "answer",
 )  # fmt: skip
+# A row is of the first of these whose columns it has; with those that may stand beside them, besides a `system`.
+SHAPES = {
+    ("messages",): (), ("conversations",): (), ("prompt", "completion"): (),
+    ("instruction", "output"): ("input", "context"), ("instruction", "response"): ("input", "context"),
+    ("question", "answer"): (),
+}  # fmt: skip
 ROLES = {
     "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
     "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
@@ -61,6 +67,21 @@ def of_row(row: Any) -> str:
     if "user" not in roles:
         raise NoConversation("no_question", "no turn is a user's")
     return "".join(f"{TURN}{role}{SAYS}{content}" for role, content in messages)
+
+
+def needed(there: Sequence[str], never_null: Container[str]) -> list[str]:
+    """Of the columns that a table has, those that its rows are made of: not those that a row would be made of if it
+    had none of what every row has.
+
+    Args:
+        never_null: columns that have a value in every row.
+    """
+    wanted = {"system"}
+    for shape, beside in SHAPES.items():
+        wanted.update(shape, beside)
+        if all(name in there and name in never_null for name in shape):
+            return [name for name in there if name in wanted]
+    return list(there)
 
 
 def is_conversation(text: str) -> bool:
@@ -124,13 +145,13 @@ def _system(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _side(row: dict[str, Any], name: str, role: str) -> list[tuple[str, str]]:
-    if isinstance(row[name], str):
+    if isinstance(row[name], str | bytes):
         return (_system(row) if role == "user" else []) + [(role, _text(row, name))]
     return _messages(row[name], name)
 
 
 def _messages(given: Any, name: str) -> list[tuple[str, str]]:
-    if not isinstance(given, Sequence) or isinstance(given, str):
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise NoConversation("not_text", f"{name!r} is a {type(given).__name__}, not a list of messages")
     return [_message(message, f"{name}[{number}]") for number, message in enumerate(given)]
 
@@ -139,23 +160,26 @@ def _message(message: Any, where: str) -> tuple[str, str]:
     if not isinstance(message, dict):
         raise NoConversation("not_text", f"{where} is a {type(message).__name__}, not a message")
     named = message.get("role", message.get("from"))
+    named = _text({where: named}, where) if isinstance(named, bytes) else named
     role = ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
         raise NoConversation("unknown_role", f"{where} has the role {named!r}: system, user and assistant are known")
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # of parts, where others than text are possible
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            content = "".join(parts)
+        if all(isinstance(part, str | bytes) for part in parts):
+            content = "".join(_text({where: part}, where) for part in parts)
     return role, _text({where: content}, where)
 
 
 def _text(row: dict[str, Any], name: str) -> str:
     value = row[name]
-    if not isinstance(value, str):
+    if not isinstance(value, str | bytes):
         raise NoConversation("not_text", f"{name} is a {type(value).__name__}, not text")
     try:
+        if isinstance(value, bytes):
+            return value.decode()
         value.encode()
-    except UnicodeEncodeError as error:
+    except UnicodeError as error:
         raise NoConversation("bad_utf8", f"{name}: {error}") from error
     return value

@@ -57,6 +57,7 @@ def describe(path: Path, about: dict) -> str:
                      f"{counts['bytes']:,} bytes of text in {len(counts['shards'])} shards")  # fmt: skip
         if "trained_tokens" in counts:
             lines.append(f"{split}: {counts['trained_tokens']:,} of these tokens are trained: what assistants say")
+    lines += [told] if (told := shards.end_held_out(about)) else []
     lines += [f"dropped: {count:,} {reason}" for reason, count in about["dropped"].items()]
     quarantine = path / shards.QUARANTINE
     if quarantine.exists():

@@ -44,7 +44,7 @@ from tokenizer import Tokenizer, TokenizerError
 from tokenizer.conversations import ChatFormat
 from tokenizer.settings import TokenizerSection
 
-CODE_VERSION = 4  # raise it whenever the same documents would give other shards, or another tokenizer
+CODE_VERSION = 5  # raise it whenever the same documents would give other shards, or another tokenizer
 SHARD_TOKENS = 100_000_000
 SAMPLE_BYTES = 30_000_000  # of text that a tokenizer is trained on, spread evenly over the sources
 PROGRESS_SECONDS = 30
@@ -89,7 +89,7 @@ def prepare(
         workers = held.enter_context(Workers(data.workers))
         documents = {}
         for name, source in data.sources.items():
-            work = root / f".work-{name}-{_fingerprint(inputs[name])}"
+            work = root / f".work-{name}-{_fingerprint({**inputs[name], 'pieces': sources.LAYOUT})}"
             documents[name] = Documents(name, source, data, work, workers, log)
             held.callback(documents[name].close)
         if tokenizer.path is None:
@@ -312,6 +312,8 @@ def _write_source(
             "dropped": {**selection.dropped(), **({REFUSED: refused} if refused else {})},
             "inputs": inputs,
         }
+        if selection.held_out_end is not None:
+            description["held_out_end"] = dict(zip(("characters", "of"), selection.held_out_end, strict=True))
         (temporary / shards.DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         if selection.first_malformed():
             with open(temporary / shards.QUARANTINE, "w", encoding="utf-8") as file:
@@ -321,12 +323,19 @@ def _write_source(
         log(f"{name}: dropped {line}")
     if selection.first_malformed():
         log(f"{name}: all malformed rows are listed in {path / shards.QUARANTINE}")
+    if told := shards.end_held_out(description):
+        log(f"{name}: {told}")
     if not splits["valid"]["documents"]:
-        why = " (a teacher's traces have none: the job left its dev part out)" if documents.source.conversations else ""
-        log(f"WARNING: {name} has no validation documents{why}: give it `valid_from`, more documents or more "
-            "valid_fraction")  # fmt: skip
+        log(f"WARNING: {name} has no validation documents{_why_none(documents)}: give it `valid_from`, more documents "
+            "or more valid_fraction")  # fmt: skip
     tokens = sum(split["tokens"] for split in splits.values())
     log(f"{name}: {tokens:,} tokens in {path} after {time.monotonic() - started:.1f} s")
+
+
+def _why_none(documents: Documents) -> str:
+    if documents.source.conversations:
+        return " (conversations are not cut, and a teacher's traces have none: the job left its dev part out)"
+    return " (all are too short for an end to be held out)" if documents.data.valid_fraction else ""
 
 
 def _tokenised(documents: Documents, tokenizer: Tokenizer, log: Log) -> list[Path]:
@@ -339,7 +348,7 @@ def _tokenised(documents: Documents, tokenizer: Tokenizer, log: Log) -> list[Pat
             tokenizer.save(temporary)
     parts = [work / f"tokens-{text.name.removeprefix('tokenizer-')}-{number:05d}" for number in range(selection.done)]
     masked = documents.source.conversations
-    jobs = ((documents.table(number), selection.answers(number), text, masked, part)
+    jobs = ((documents.table(number), selection.answers(number), selection.cut(number), text, masked, part)
             for number, part in enumerate(parts))  # fmt: skip
     last = time.monotonic()
     done = documents.workers.map(write_tokens.write_tokens, jobs, documents.is_large(selection.pieces))

@@ -133,6 +133,7 @@ def card(about: dict[str, Any], name: str, license_: str) -> str:
             "| split | documents | tokens | bytes of text |",
             "| --- | --- | --- | --- |",
             *rows,
+            *(["", f"{told[0].upper()}{told[1:]}."] if (told := shards.end_held_out(about)) else []),
             "",
             f"Vocabulary of {about['vocab_size']:,}; tokenizer fingerprint `{about['tokenizer_fingerprint']}`.",
             "",

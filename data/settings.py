@@ -19,7 +19,7 @@ class SourceSection(Section):
 
     # embedded:CORPUS, {jsonl,parquet,text}:PATH_OR_GLOB, hub:OWNER/NAME[/CONFIG] or hub:FOLDER
     from_: str = pydantic.Field(alias="from")
-    valid_from: str | None = None  # validation documents of its own; without it they are drawn by document hash
+    valid_from: str | None = None  # validation documents of its own; without it they are held out (valid_fraction)
     field: str = pydantic.Field("text", min_length=1)  # column of jsonl, parquet and hub rows
     conversations: bool = False  # the rows are conversations (data/conversations.py), of which the answers are trained
     documents: int | None = pydantic.Field(None, ge=1)  # read at most this many
@@ -100,7 +100,8 @@ class DataSection(Section):
 
     shards: str = pydantic.Field("shards", min_length=1)  # folder of the prepared token shards, shared by all runs
     seed: int = 1234  # of the embedded generator
-    valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)  # held out by document hash
+    # held out by document hash; where no document falls there, the end of the source's last one
+    valid_fraction: float = pydantic.Field(0.02, ge=0, le=0.5)
     min_characters: int = pydantic.Field(1, ge=1)  # shorter documents are dropped
     filters: FilterSection = FilterSection()  # and those that are not of these languages or this quality
     # and those whose 5-word shingles have at least this Jaccard similarity with an earlier one's; null: exact ones only

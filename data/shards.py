@@ -45,6 +45,15 @@ def describe(folder: Path) -> dict[str, Any]:
     return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
 
 
+def end_held_out(about: dict[str, Any]) -> str | None:
+    """What there is to say where a document was cut in two, so that validation has any: from a dataset.json."""
+    if "held_out_end" not in about:
+        return None
+    held_out, length = about["held_out_end"]["characters"], about["held_out_end"]["of"]
+    return (f"no whole document is left for validation: the end of the last one is held out, {held_out:,} of its "
+            f"{length:,} characters")  # fmt: skip
+
+
 def digest(folder: Path) -> str:
     """What tells the documents of a folder from any other's, wherever its corpus lay: a sum over the sums of its tokens
     and of which of them are trained."""

@@ -42,7 +42,7 @@ from machine import process
 from settings import in_the_way, kind_of
 from storage import folder
 
-CODE_VERSION = 1  # raise it whenever the same traces would give another dataset
+CODE_VERSION = 2  # raise it whenever the same traces would give another dataset
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FIELD = re.compile(r"(?P<source>\w+:.+?)(?::(?P<field>[\w -]+))?")

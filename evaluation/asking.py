@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from machine.rendezvous import meet
 from models.inference.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -67,13 +68,18 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def processes() -> Iterator[Processes]:
-    """The processes that a launcher has started, in a process group of their own (gloo)."""
+    """The processes that a launcher has started, in a process group of their own (gloo).
+
+    Raises:
+        machine.rendezvous.Missing: not all of them have come.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
     import torch.distributed
 
+    _store = meet()  # held until torch has opened it too
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(torch.distributed.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,6 +1,6 @@
 """How an evaluation's command runs: on each of its processes, its result printed and written whole, its exit code.
 
-0 done, 1 the checkpoint or the data cannot be used, 2 wrong arguments, 75 interrupted.
+0 done, 1 the checkpoint or the data cannot be used, or a process is missing, 2 wrong arguments, 75 interrupted.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from data import sources
 from data.preparation import interruption
 from evaluation import record
 from evaluation.asking import Log, Processes, WrongDevice, processes
+from machine.rendezvous import Missing
 
 INTERRUPTED = "interrupted: nothing was written; the same command begins again"
 
@@ -41,7 +42,7 @@ def run(
     except WrongDevice as error:
         log(str(error))
         return 2
-    except (CheckpointError, TokenizerError, sources.SourceError, OSError) as error:
+    except (CheckpointError, TokenizerError, sources.SourceError, OSError, Missing) as error:
         log(f"not evaluated: {error}")
         return 1
     except KeyboardInterrupt:

@@ -33,7 +33,6 @@ if __name__ == "__main__":  # the imports below take their time
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 from data import conversations, embedded, sources
 from data.embedded import facts
 from data.preparation import clean, interruption
+from data.preparation.words import spaced_words_of
 from evaluation import chat, command, record
 from evaluation.answers import gold_answer, is_correct
 from evaluation.asking import Log, Processes, Progress, ask, device_of
@@ -51,6 +51,7 @@ from evaluation.intervals import clustered_wilson
 from evaluation.marking import compared
 from evaluation.problems import VALID_FRACTION, valid_fraction_of
 from machine import process
+from storage import inputs
 
 if TYPE_CHECKING:
     from tokenizer.conversations import ChatFormat
@@ -97,7 +98,7 @@ class Answered:
 
 def words(text: str) -> list[str]:
     """The words of a text in small letters, without articles and punctuation."""
-    return [word for word in re.findall(r"\w+", clean.normalise(text).casefold()) if word not in _ARTICLES]
+    return [word for word in spaced_words_of(clean.normalise(text).casefold()) if word not in _ARTICLES]
 
 
 def _says(said: list[str], answer: str) -> bool:
@@ -133,7 +134,8 @@ def of_file(source: str) -> list[Question]:
     found = []
     for path in sources.files(source):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            with inputs.reading(path) as file:
+                lines = file.read().decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise sources.SourceError(f"{source}: {path} cannot be read: {error}") from error
         for number, line in enumerate(lines, start=1):

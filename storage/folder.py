@@ -21,8 +21,12 @@ _TEMPORARY = ".tmp-"
 
 
 @contextlib.contextmanager
-def write(path: str | Path) -> Iterator[Path]:
+def write(path: str | Path, tidy: bool = True) -> Iterator[Path]:
     """A temporary folder to fill; when the block ends without an exception it becomes `path`.
+
+    Args:
+        tidy: clear away first what interrupted writes of it have left, for which all its siblings are looked at; who
+            writes thousands of siblings does that once for all of them (`clear_all_leftovers`).
 
     Raises:
         FileExistsError: `path` exists already; it is never overwritten.
@@ -32,7 +36,8 @@ def write(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} exists already; a written folder is never overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(path)
+    if tidy:
+        clear_leftovers(path)
     temporary = path.parent / f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
     temporary.mkdir()
     try:

@@ -29,7 +29,7 @@ from storage import folder
 from tokenizer import train as train_tokenizer
 
 FINISHED, FAILED, WRONG = 0, 1, 2  # the documented exit codes of the entries
-GROWING = ("metrics.jsonl", "report.html", "config.yaml", ".lock")  # of a run: a resumed one writes on in them
+GROWING = ("metrics.jsonl", "report.html", "config.yaml", "outcome.json", ".lock")  # of a run, which goes on in them
 NEWEST, OLDER = "step-00000006", "step-00000003"
 
 
@@ -275,7 +275,8 @@ CASES = [
     corpus("blank lines", "\n\n \n", r"no training documents in jsonl:corpus\.jsonl", "name a file"),
     corpus("a pickle", PICKLE, r"corpus\.jsonl:1", "malformed|bad"),
     corpus("UTF-16", STORIES.encode("utf-16"), r"corpus\.jsonl:1", "mend"),
-    corpus("compressed", b"\x1f\x8b\x08\0" + bytes(range(256)) * 4, r"corpus\.jsonl:1", "mend"),
+    corpus("compressed, and damaged", b"\x1f\x8b\x08\0" + bytes(range(256)) * 4, r"corpus\.jsonl cannot be read",
+           "get it again", code=WRONG),
     corpus("one JSON array", json.dumps([{"text": "a"}] * 9), r"corpus\.jsonl:1", "mend"),
     corpus("another field", STORIES.replace('"text"', '"story"'), r"corpus\.jsonl:1", "story", "mend"),
     corpus("numbers for text", row(text=5) * 9, r"corpus\.jsonl:1", "mend"),

@@ -5,6 +5,7 @@ A command that is added to the README without a line here fails the first test.
 
 import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from data.embedded import documents
 from data.embedded.problems import ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +64,7 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     f"{TRAIN} --config configs/tinystories-cpu.yaml": SMALL_TINYSTORIES,
     "python multigpu_train.py --config configs/tinystories-cpu.yaml --dry-run": [],
     f"{TRAIN} --config configs/tinystories-cpu.yaml run.name=my-text 'data.sources.*={{from: \"jsonl:PATH\"}}'": SMALL_TINYSTORIES,  # noqa: E501
-    f"{TRAIN} run.name=mine 'data.sources={{mine: {{from: \"jsonl:PATH\"}}}}' 'phases.*.data={{mine: 1}}' 'phases.*.probes=[]'": [  # noqa: E501
+    f"{TRAIN} run.name=mine 'data.sources={{mine: {{from: \"text:input.txt\"}}}}' 'phases.*.data={{mine: 1}}' 'phases.*.probes=[]'": [  # noqa: E501
         override for override in SMALL_DEFAULT if not override.startswith("data.sources.")
     ],
     "python multigpu_train.py --config configs/flow-1b.yaml --dry-run": [],
@@ -95,6 +97,7 @@ def checkout(tmp_path_factory) -> Path:
     made = ("runs", "shards", "traces", "datasets", "wandb", ".*")
     ignore = shutil.ignore_patterns("__pycache__", *made)
     shutil.copytree(ROOT, target, ignore=ignore)
+    (target / "input.txt").write_text("\n\n".join(documents("stories", "train", 400, seed=1)))  # of one's own
     return target
 
 
@@ -167,6 +170,9 @@ def test_every_command_runs_in_order(checkout, run, real_data, teacher):
         finished = run(*parts, cwd=checkout, timeout=600, PATH=binaries, WANDB_MODE="offline", **environment)
         assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
     assert (checkout / "runs" / "default" / "report.html").stat().st_size > 10_000
+    mine = map(json.loads, (checkout / "runs" / "mine" / "metrics.jsonl").read_text().splitlines())
+    losses = [row["val_loss"] for row in mine if row["kind"] == "validation"]  # on the end of the one text
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
     for snippet in SNIPPETS:
         finished = run(sys.executable, "-c", snippet + "\nprint(model.config == config)", cwd=checkout)
         assert finished.stdout.strip() == "True", finished.stderr

@@ -28,6 +28,10 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# While it learns, a run that the pattern leaves whole (a line of Chinese, DNA, emoji, spaces) is cut after so many
+# characters: the library's time grows with the square of a run's length. Words and sentences are shorter.
+LONGEST_RUN = 256
+LEARNING_SPLIT = SPLIT.replace("+", f"{{1,{LONGEST_RUN}}}").replace("*", f"{{0,{LONGEST_RUN}}}")
 MIN_FREQUENCY = 2  # a pair seen once is an accident of the corpus, and its token would hardly be trained
 MAX_TOKEN_BYTES = 32  # otherwise one file of long rules or indents spends the vocabulary on runs of "-" or spaces
 
@@ -102,7 +106,8 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn `vocab_size` entries (special tokens and the 256 bytes included) from `texts`; deterministic.
+        """Learn `vocab_size` entries (special tokens and the 256 bytes included) from `texts`; deterministic, and in
+        time about proportional to their length.
 
         A corpus with too few repeated pairs gives fewer; a warning then says how many, and so does `vocab_size`.
 
@@ -113,12 +118,7 @@ class Tokenizer:
         if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
             raise TokenizerError(f"vocab_size is {vocab_size:,}: choose {MIN_VOCAB:,} to {MAX_VOCAB:,}")
         engine = tokenizers.Tokenizer(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        engine.pre_tokenizer = _byte_level(LEARNING_SPLIT)
         engine.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -129,6 +129,7 @@ class Tokenizer:
             show_progress=False,
         )
         engine.train_from_iterator(texts, trainer)
+        engine.pre_tokenizer = _byte_level(SPLIT)
         trained = cls(engine.to_str())
         if trained.vocab_size < vocab_size:
             logger.warning(
@@ -222,6 +223,16 @@ class Tokenizer:
             f"Tokenizer(vocab_size={self.vocab_size}, end_of_text={self.end_of_text_token!r} ({self.end_of_text}), "
             f"fingerprint={self.fingerprint[:12]})"
         )
+
+
+def _byte_level(split: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text by the pattern `split`, and writes each part as its bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _parse(tokenizer_json: str) -> dict[str, Any]:

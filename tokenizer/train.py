@@ -3,12 +3,12 @@
     python -m tokenizer.train --from jsonl:stories/*.jsonl --from text:book.txt --vocab-size 8192 --out tokenizers/mine
 
 Every tenth document is held out, to report bytes per token on text that the tokenizer did not see. JSON-lines rows
-give one document each; a text file is cut at line ends into pieces of at least 4,096 characters. Exit codes: 0 when
-the folder is written, 2 for bad arguments or input, 75 interrupted.
+give one document each; a text file is cut at line ends into pieces of at least 4,096 characters; either may be
+compressed (storage/inputs.py). Exit codes: 0 when the folder is written, 2 for bad arguments or input, 75 interrupted.
 """
 
 import argparse
-import glob
+import io
 import itertools
 import json
 import sys
@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from storage import inputs
 
 if TYPE_CHECKING:
     from tokenizer import Tokenizer
@@ -31,7 +33,8 @@ class Corpus:
     left out.
 
     Raises:
-        ValueError: a source is not KIND:PATH_OR_GLOB, matches no file, or is a text file that is not UTF-8.
+        ValueError: a source is not KIND:PATH_OR_GLOB, matches no file or one that is no corpus, or is a text file that
+            is not UTF-8.
     """
 
     def __init__(self, sources: Sequence[str], field: str = "text", limit: int | None = None):
@@ -53,7 +56,7 @@ class Corpus:
                     self.dropped["empty"] += 1
 
     def _rows(self, path: Path) -> Iterator[str]:
-        with open(path, "rb") as lines:
+        with inputs.reading(path) as lines:
             for line in lines:
                 if not line.strip():
                     continue
@@ -80,16 +83,18 @@ def _expand(source: str) -> list[tuple[str, Path]]:
     kind, colon, pattern = source.partition(":")
     if kind not in ("jsonl", "text") or not colon or not pattern:
         raise ValueError(f"--from {source}: write jsonl:PATH_OR_GLOB or text:PATH_OR_GLOB")
-    paths = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    files = [(kind, path) for path in paths if path.is_file()]
+    files = [(kind, path) for path in inputs.find(pattern)]
     if not files:
         raise ValueError(f"--from {source}: no such file")
+    if remedy := next((remedy for _, path in files if (remedy := inputs.fault(path))), None):
+        raise ValueError(f"--from {source}: {remedy}")
     return files
 
 
 def _pieces(path: Path) -> Iterator[str]:
     piece, length = [], 0
-    with open(path, encoding="utf-8", newline="") as lines:  # newline="": line ends stay as they are
+    # newline="": line ends stay as they are
+    with inputs.reading(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as lines:
         try:
             for line in lines:
                 piece.append(line)

@@ -15,6 +15,7 @@ from data.settings import SourceSection
 from models.config import ModelConfig
 from models.kernels.limits import LOGITS_AT_ONCE
 from settings import ConfigError, Problem
+from storage import inputs
 from training.settings import PhaseSection, RunConfig
 
 GIB = 2**30
@@ -169,7 +170,7 @@ def estimated_tokens(source: SourceSection) -> int | None:
         return int(sum(len(text) for text in some) / len(some) * min(source.documents or there, there) / 4)
     if kind == "hub":
         return None
-    return sum(path.stat().st_size for path in sources.files(source.from_)) // 4
+    return sum(map(inputs.text_bytes, sources.files(source.from_))) // 4
 
 
 def _tokenizer_entries(config: RunConfig) -> int:

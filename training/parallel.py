@@ -10,13 +10,14 @@ import datetime
 import inspect
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from machine.process import usable_cores
+from machine.rendezvous import meet
 from models.compilation import compile_blocks
 from training.settings import ParallelSection
 
@@ -31,16 +32,23 @@ class LaunchError(RuntimeError):
 class Strategy:
     """One process, or several with DDP. Every method is called by all ranks."""
 
-    def __init__(self, section: ParallelSection):
+    def __init__(self, section: ParallelSection, stop: Callable[[], bool] = lambda: False):
         """
+        Args:
+            stop: whether this process has been asked to stop; looked at while it waits for the others to start.
+
         Raises:
             LaunchError: fewer or more processes than expected, or ranks that do not know of each other.
+            machine.rendezvous.Missing: not all of them have come within `parallel.launch_minutes`.
+            KeyboardInterrupt: asked to stop before they had.
         """
         self.section = section
         self.notices = _clear_accelerate_environment(section)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         device = _device_type(section.device)
         _check_process_count(section, launched, device)
+        self._store = meet(section.launch_minutes, stop, remedy="start what is missing, look at its output, or raise "
+                           f"parallel.launch_minutes={section.launch_minutes:g}")  # fmt: skip
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 

@@ -5,12 +5,13 @@ the fields of `models.ModelConfig`. This file is read by `--help` and config err
 """
 
 import dataclasses
+import datetime
 import math
 import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -23,7 +24,7 @@ from settings import Problem, Section, in_the_way, kind_of
 from tokenizer.settings import TokenizerSection
 from training.schedule import ScheduleSection
 
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RECALL_CONTEXT = 2048  # tokens that the recall probe's documents need
 
 _MODEL_FIELDS: dict[str, Any] = {field.name: (field.type, field.default) for field in dataclasses.fields(ModelConfig)}
@@ -47,6 +48,20 @@ class ModelSection(pydantic.create_model("_ModelFields", __base__=Section, **_MO
         return [Problem(*problem) for problem in ModelConfig(**{**self.model_dump(), **filled}).problems()]
 
 
+def _moment(value: Any) -> datetime.datetime:
+    """What is written as a date and a time, in UTC unless it names another offset."""
+    try:
+        if not (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d", value)):
+            raise ValueError
+        moment = datetime.datetime.fromisoformat(value)
+        return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).astimezone(datetime.UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("write a date and a time in UTC, for example 2026-12-31T18:00Z") from None
+
+
+Deadline = Annotated[datetime.datetime, pydantic.BeforeValidator(_moment)]
+
+
 class RunSection(Section):
     """The run's name and where it lives."""
 
@@ -59,6 +74,7 @@ class RunSection(Section):
     allow: list[Literal["tokenizer", "data", "order", "schedule"]] = []
     stop_after_steps: int | None = pydantic.Field(None, ge=1)  # save and stop there, to be resumed later
     max_minutes: float | None = pydantic.Field(None, gt=0, le=1e6)  # save and stop after so long, each time anew
+    deadline: Deadline | None = None  # save and stop then, however often it was started
 
     @property
     def path(self) -> Path:
@@ -67,14 +83,15 @@ class RunSection(Section):
 
     def problems(self) -> list[Problem]:
         found = []
-        if not _RUN_NAME.fullmatch(self.name):
+        if not RUN_NAME.fullmatch(self.name):
             remedy = "it names a folder: use up to 100 letters, digits, . _ and -, a letter or digit first"
             return [Problem("name", self.name, remedy)]
         if (blocking := in_the_way(self.path)) is not None:
             remedy = f"{blocking} is {kind_of(blocking)}: name a folder, which is made when needed, or move it away"
             found.append(Problem("folder", self.folder, remedy))
         else:
-            for name, is_folder in (("checkpoints", True), ("metrics.jsonl", False), ("config.yaml", False)):
+            for name, is_folder in (("checkpoints", True), ("metrics.jsonl", False), ("config.yaml", False),
+                                    ("outcome.json", False)):  # fmt: skip
                 entry = self.path / name
                 if os.path.lexists(entry) and not (entry.is_dir() if is_folder else entry.is_file()):
                     wanted = "a folder" if is_folder else "a file"
@@ -100,7 +117,8 @@ class ParallelSection(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: autocast over fp32 weights; auto: bf16 on CUDA
     compile: bool = False  # torch.compile, on every rank
     cpu_threads: int | None = pydantic.Field(None, ge=1, le=1024)  # a process; null: all cores, shared
-    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=1e5)  # ranks wait so long for each other in training
+    launch_minutes: float = pydantic.Field(10.0, gt=0, le=1e5)  # ranks wait so long for all of them to start
+    timeout_minutes: float = pydantic.Field(60.0, gt=0, le=1e5)  # and so long for each other in training
 
     def problems(self) -> list[Problem]:
         if isinstance(self.processes, int) and self.processes < 1:

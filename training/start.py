@@ -18,6 +18,7 @@ from storage import folder
 from tokenizer import TokenizerError
 from tokenizer.settings import TokenizerSection
 from training.examine import recall_fault
+from training.outcome import OutcomeFile, lock
 from training.parallel import LaunchError, Strategy
 from training.requests import Requests
 from training.resume import RunMismatch, check_same_model
@@ -31,29 +32,35 @@ MOST_PASSES = 40  # over one source; beyond some 16, more of them teach nothing 
 CANNOT_START = (ConfigError, LaunchError, RunMismatch, CheckpointError, SourceError, TokenizerError)
 
 
-def start(config: RunConfig, requests: Requests | None = None) -> Outcome:
+def start(config: RunConfig, requests: Requests | None = None, outcome: OutcomeFile | None = None) -> Outcome:
     """Train the run that `config` describes, from where its folder says it is.
 
     Args:
         requests: who has listened to signals so far, and goes on doing so; else somebody does while this runs.
+        outcome: is told how to learn the run's step; its caller writes it.
 
     Raises:
         LaunchError: the processes are not those that the config expects.
+        machine.rendezvous.Missing: some of them have not come.
         RunMismatch: the folder holds a run of another model, tokenizer or seed.
         ConfigError: what only the prepared data could show.
         CheckpointError, SourceError, TokenizerError: `init_from`, a source or the tokenizer cannot be used.
     """
     with contextlib.ExitStack() as held:
         requests = requests or held.enter_context(contextlib.closing(Requests()))
-        held.enter_context(requests.limited(config.run.max_minutes))
-        strategy = Strategy(config.parallel)
+        held.enter_context(requests.limited(config.run.max_minutes, config.run.deadline))
+        strategy = Strategy(config.parallel, stop=lambda: requests.stop)
         held.callback(strategy.close)
         for notice in strategy.notices if strategy.is_main else ():
             print(notice, file=sys.stderr)
         prepared = _prepare(config, strategy, requests, held)
+        if outcome is not None:
+            outcome.hold()
         _check_against_tokenizer(config, prepared)
         taught = _scores(config, prepared, strategy)
         trainer = Trainer(config, strategy, prepared, requests, taught)
+        if outcome is not None:
+            outcome.step, outcome.why = lambda: trainer.state.step, trainer.why_stopped
         for line in _lessons(config, taught):
             trainer.watch.say(line)
         for warning in _too_many_passes(config, prepared):
@@ -196,13 +203,13 @@ def _claim(folder: Path) -> contextlib.AbstractContextManager:
     A run that was just interrupted may still be saving: it is waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")  # the system lets go of it when its holder dies
+    claim = lock(folder)
     try:
-        return lock.acquire(timeout=0)
+        return claim.acquire(timeout=0)
     except filelock.Timeout:
         print(f"{folder} is being trained by another process: waiting {CLAIM_SECONDS} s for it to end", flush=True)
     try:
-        return lock.acquire(timeout=CLAIM_SECONDS)
+        return claim.acquire(timeout=CLAIM_SECONDS)
     except filelock.Timeout:
         raise LaunchError(
             f"{folder} is being trained by another process: wait for it, stop it, or choose another run.name"

@@ -93,8 +93,8 @@ class Trainer:
         except Stopped:
             if not self.state.ends_phase:  # that is saved
                 self._save()
-            self.watch.event("stopped", self.state, reason=self.requests.reason)
-            self.watch.close(f"stopped at step {self.state.step}: {self._way_on()}")
+            self.watch.event("stopped", self.state, reason=self.requests.told)
+            self.watch.close(f"stopped at step {self.state.step}: {self.why_stopped()[1]}")
             return Outcome.STOPPED
         self.watch.close(f"finished: {self.state.step} steps, {self.state.tokens:,} tokens")
         return Outcome.FINISHED
@@ -387,11 +387,12 @@ class Trainer:
         done = min(self.state.cursor // self._phase.batch_rows, left[0]) if left else 0
         return self.state.step + sum(left) - done
 
-    def _way_on(self) -> str:
+    def why_stopped(self) -> tuple[str, str]:
+        """Of a run that was stopped: the reason as in training/outcome.py, and for people what goes on from there."""
         if self._limit_reached():
-            return f"raise or drop run.stop_after_steps={self.config.run.stop_after_steps} to go on from there"
-        because = f"{self.requests.reason}: " if self.requests.reason else ""
-        return f"{because}the same command goes on from there"
+            limit = f"run.stop_after_steps={self.config.run.stop_after_steps}"
+            return "run.stop_after_steps", f"raise or drop {limit} to go on from there"
+        return self.requests.reason or "request", self.requests.way_on
 
 
 def _is_due(every: int | None, step: int) -> bool:

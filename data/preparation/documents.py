@@ -3,7 +3,7 @@
 What is done lies in a work folder beside the shards, so that a preparation that was interrupted at any instant goes on
 where it was; the folder goes when the shards are written.
 
-    read-00000/        what became of every row of a piece (read_pieces.py)
+    read-00000/        what became of every row of a piece, or of several small ones (read_pieces.py)
     selection.sqlite   which rows are documents, and of which side (select_documents.py)
     tokens-*-00000/    the tokens of a piece (write_tokens.py), with the tokenizer they were made with beside them
     questions.json     of the evaluation sets that no document may hold (contamination.py)
@@ -11,6 +11,7 @@ where it was; the folder goes when the shards are written.
 """
 
 import dataclasses
+import itertools
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ from data.settings import DataSection, SourceSection
 from storage import folder
 
 WORTH_PROCESSES = 8_000_000  # bytes of text; below, starting them takes longer than they save
-EMBEDDED_BYTES = 1_000  # of a generated document, about, with what it costs to make
 Log = Callable[[str], object]
+Pieces = list[tuple[sources.Piece, ...]]  # each entry is read in one go
 
 
 class Documents:
@@ -43,7 +44,7 @@ class Documents:
         self.name, self.source, self.data, self.work = name, source, data, work
         self.workers, self._log = workers, log
         self._selection: Selection | None = None
-        self._pieces: list[sources.Piece] | None = None
+        self._pieces: Pieces | None = None
         self._is_verified = False  # what earlier tries have left
 
     def make(self) -> None:
@@ -56,6 +57,7 @@ class Documents:
         if self._selection is not None:
             return
         self.work.mkdir(parents=True, exist_ok=True)
+        folder.clear_all_leftovers(self.work)
         rules = self._rules()
         if self._pieces is None:
             self._pieces = self._find_pieces()
@@ -78,6 +80,7 @@ class Documents:
                 self._log(f"WARNING: {problem}: that piece of {self.name} is read again")
             if number == selection.done:  # else an earlier try has taken it, and the same rows are in it
                 selection.take(number, self.table(number))
+        selection.hold_out_end(self.table)
         self._is_verified = True
         self._selection = selection
         self._check_not_empty(pieces)
@@ -87,7 +90,7 @@ class Documents:
         """(side, normalised text), in order."""
         self.make()
         for number in range(self._selection.done):
-            yield from kept(self.table(number), self._selection.answers(number))
+            yield from kept(self.table(number), self._selection.answers(number), self._selection.cut(number))
 
     @property
     def selection(self) -> Selection:
@@ -99,12 +102,9 @@ class Documents:
         """What became of the rows of piece `number`."""
         return self.work / f"read-{number:05d}"
 
-    def is_large(self, pieces: list[sources.Piece]) -> bool:
+    def is_large(self, pieces: Pieces) -> bool:
         """Whether the work is worth several processes."""
-        size = sum(
-            (piece.stop - piece.start) * EMBEDDED_BYTES if piece.kind == "embedded" else _bytes_of(piece)
-            for piece in pieces
-        )
+        size = sum(piece.size for piece in itertools.chain.from_iterable(pieces))
         return len(pieces) > 1 and size > WORTH_PROCESSES
 
     def report(self) -> list[str]:
@@ -127,7 +127,7 @@ class Documents:
             self._selection.close()
             self._selection = None
 
-    def _find_pieces(self) -> list[sources.Piece]:
+    def _find_pieces(self) -> Pieces:
         """Validation documents of their own first, so that a training document that equals one can be dropped."""
         source = self.source
         own, count = source.valid_from, None
@@ -136,11 +136,11 @@ class Documents:
         found = [] if own is None else self._pieces_of(own, "valid", count)
         return found + self._pieces_of(source.from_, "train", source.documents)
 
-    def _pieces_of(self, source: str, split: sources.Split, count: int | None) -> list[sources.Piece]:
+    def _pieces_of(self, source: str, split: sources.Split, count: int | None) -> Pieces:
         local = downloaded(source, self.source.column, split, count, self.work, self._log)
         origin = None if local == source else source
         found = sources.pieces(local, split, count, self.data.seed)
-        return [dataclasses.replace(piece, origin=origin) for piece in found]
+        return sources.together([dataclasses.replace(piece, origin=origin) for piece in found])
 
     def _rules(self) -> read_pieces.Rules:
         questions = None
@@ -152,7 +152,7 @@ class Documents:
         return read_pieces.Rules(self.source.column, self.data.min_characters, self.data.filters,
                                  self.data.near_duplicates is not None, questions)  # fmt: skip
 
-    def _open_selection(self, pieces: list[sources.Piece]) -> Selection:
+    def _open_selection(self, pieces: Pieces) -> Selection:
         path = self.work / "selection.sqlite"
         try:
             return Selection(path, self.name, pieces, self.source, self.data)
@@ -162,9 +162,9 @@ class Documents:
                 file.unlink()
             return Selection(path, self.name, pieces, self.source, self.data)
 
-    def _check_not_empty(self, pieces: list[sources.Piece]) -> None:
+    def _check_not_empty(self, pieces: Pieces) -> None:
         train, valid = self._selection.counts()
-        has_own = any(piece.split == "valid" for piece in pieces)
+        has_own = any(piece.split == "valid" for piece, *_ in pieces)
         if has_own and not valid:
             raise self._nothing(f"validation documents in {self.source.valid_from or self.source.from_}")
         if not train:
@@ -184,17 +184,11 @@ def valid_count(source: SourceSection) -> int | None:
     return max(100, (source.documents or 0) // 20) if source.is_embedded else None
 
 
-def _read(piece: sources.Piece, rules: read_pieces.Rules, path: Path) -> str | None:
+def _read(pieces: tuple[sources.Piece, ...], rules: read_pieces.Rules, path: Path) -> str | None:
     """In a worker, unless an earlier try has done it; returns what is wrong with what that left, if anything is."""
     problems = folder.verify(path) if path.exists() else []
     if problems:
         folder.remove(path)
     if not path.exists():
-        read_pieces.read_piece(piece, rules, path)
+        read_pieces.read_piece(pieces, rules, path)
     return problems[0] if problems else None
-
-
-def _bytes_of(piece: sources.Piece) -> int:
-    if piece.kind == "parquet":
-        return Path(piece.place).stat().st_size
-    return (piece.stop or 0) - piece.start

@@ -163,7 +163,13 @@ def _value_of(row: dict[str, Any], field: str | None) -> Any:
     if field is not None:
         return row.get(field)
     kept = {name: row[name] for name in conversations.COLUMNS if name in row}
-    return json.dumps(kept, ensure_ascii=False, default=repr)
+    return json.dumps(kept, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no form of: bytes as text, in which those that are not UTF-8 are half surrogates, as which the row
+    is refused when it is read; anything else as Python writes it."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else repr(value)
 
 
 def _write_part(path: Path, field: str | None, values: list[Any], position: Any, last: bool) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pydantic
 
+from data.preparation.words import MARKED_LETTER, spaced_words_of
 from settings import Problem, Section
 
-_WORD = re.compile(r"\w+")
-_PLAIN = re.compile(r"[\w\s.,;:!?'\"()\-–—‘’“”…]")
+_PLAIN = re.compile(rf"(?:{MARKED_LETTER}|[\s.,;:!?'\"()\-–—‘’“”…])+")
 LANGUAGE_CHARACTERS = 2000  # of a document that are enough to tell its language
 
 
@@ -24,7 +24,7 @@ class FilterSection(Section):
     max_words: int | None = pydantic.Field(None, ge=1)
     min_word_length: float | None = pydantic.Field(None, gt=0)  # mean, in characters
     max_word_length: float | None = pydantic.Field(None, gt=0)
-    # share of the characters that are no letter, digit, white space or common punctuation
+    # share of the characters that are no letter (with its marks), digit, white space or common punctuation
     max_symbols: float | None = pydantic.Field(None, ge=0, lt=1)
     max_repeated_lines: float | None = pydantic.Field(None, ge=0, lt=1)  # share of the lines that came before in it
 
@@ -46,17 +46,17 @@ def fault(text: str, rules: FilterSection) -> str | None:
 
 
 def _too_few_words(text: str, rules: FilterSection) -> bool:
-    return rules.min_words is not None and len(_WORD.findall(text)) < rules.min_words
+    return rules.min_words is not None and len(spaced_words_of(text)) < rules.min_words
 
 
 def _too_many_words(text: str, rules: FilterSection) -> bool:
-    return rules.max_words is not None and len(_WORD.findall(text)) > rules.max_words
+    return rules.max_words is not None and len(spaced_words_of(text)) > rules.max_words
 
 
 def _odd_words(text: str, rules: FilterSection) -> bool:
     if rules.min_word_length is None and rules.max_word_length is None:
         return False
-    words = _WORD.findall(text)
+    words = spaced_words_of(text)
     mean = sum(map(len, words)) / len(words) if words else 0.0
     return not (rules.min_word_length or 0.0) <= mean <= (rules.max_word_length or float("inf"))
 
@@ -64,7 +64,7 @@ def _odd_words(text: str, rules: FilterSection) -> bool:
 def _too_many_symbols(text: str, rules: FilterSection) -> bool:
     if rules.max_symbols is None:
         return False
-    return 1 - len(_PLAIN.findall(text)) / max(len(text), 1) > rules.max_symbols
+    return 1 - sum(map(len, _PLAIN.findall(text))) / max(len(text), 1) > rules.max_symbols
 
 
 def _repeats_lines(text: str, rules: FilterSection) -> bool:

@@ -1,10 +1,12 @@
-"""The first stage of preparation: one piece of a source -> one table, with every row and what became of it.
+"""The first stage of preparation: one piece of a source, or several small ones, -> one table, with every row and what
+became of it.
 
 What one row alone decides is decided here, by any number of processes at once: whether it is a document, its normal
 form, the filters, decontamination, and the hashes by which duplicates are found. The table is the one file of a
 verified folder, so an interrupted preparation keeps the pieces that are done, and trusts none that has changed since.
 
-    line    int64   of a malformed row, counted within the piece
+    part    int64   of a malformed row: which of the pieces that are read together it is in, from 0
+    line    int64   and where in it, counted within the piece
     fault   string  why the row is dropped, one word to count by; null: it may stay
     malformed bool  whether the row is no document at all
     count   int64   rows this one stands for
@@ -16,7 +18,7 @@ verified folder, so an interrupted preparation keeps the pieces that are done, a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,24 +53,24 @@ def schema() -> "pyarrow.Schema":
 
     numbers = pyarrow.list_(pyarrow.uint64())
     return pyarrow.schema(
-        [("line", pyarrow.int64()), ("fault", pyarrow.string()), ("malformed", pyarrow.bool_()),
-         ("count", pyarrow.int64()), ("detail", pyarrow.string()), ("text", pyarrow.large_string()),
-         ("key", pyarrow.binary()), ("bands", numbers), ("shingles", numbers)]
+        [("part", pyarrow.int64()), ("line", pyarrow.int64()), ("fault", pyarrow.string()),
+         ("malformed", pyarrow.bool_()), ("count", pyarrow.int64()), ("detail", pyarrow.string()),
+         ("text", pyarrow.large_string()), ("key", pyarrow.binary()), ("bands", numbers), ("shingles", numbers)]
     )  # fmt: skip
 
 
-def read_piece(piece: sources.Piece, rules: Rules, path: Path) -> None:
-    """Write the table of `piece` to the folder `path`.
+def read_piece(pieces: Sequence[sources.Piece], rules: Rules, path: Path) -> None:
+    """Write the table of `pieces`, one behind the other, to the folder `path`.
 
     Raises:
-        sources.SourceError: the piece cannot be read.
+        sources.SourceError: a piece cannot be read.
     """
     import pyarrow.ipc
 
-    with folder.write(path) as temporary:
+    with folder.write(path, tidy=False) as temporary:
         options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
         with pyarrow.ipc.new_file(str(temporary / TABLE), schema(), options=options) as writer:
-            for rows in batches(_judged(piece, rules), lambda row: row.get("text") or ""):
+            for rows in batches(_judged(pieces, rules), lambda row: row.get("text") or ""):
                 writer.write_batch(_with_hashes(rows, rules))
 
 
@@ -84,11 +86,13 @@ def read_table(path: Path, columns: list[str]) -> Iterator["pyarrow.RecordBatch"
             yield reader.get_batch(index)
 
 
-def _judged(piece: sources.Piece, rules: Rules) -> Iterator[dict[str, Any]]:
+def _judged(pieces: Sequence[sources.Piece], rules: Rules) -> Iterator[dict[str, Any]]:
     questions = _questions(rules.questions) if rules.questions else None
-    for row in sources.read_piece(piece, rules.field):
+    rows = ((part, row) for part, piece in enumerate(pieces) for row in sources.read_piece(piece, rules.field))
+    for part, row in rows:
         if isinstance(row, sources.BadRow):
-            yield {"line": row.line, "fault": row.reason, "malformed": True, "count": row.count, "detail": row.detail}
+            yield {"part": part, "line": row.line, "fault": row.reason, "malformed": True, "count": row.count,
+                   "detail": row.detail}  # fmt: skip
             continue
         text = row if rules.field is None else clean.normalise(row)
         said = conversations.contents_of(text)

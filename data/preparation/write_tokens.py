@@ -15,11 +15,14 @@ from tokenizer import Tokenizer
 from tokenizer.conversations import ChatFormat
 
 
-def write_tokens(table: Path, answers: bytes, tokenizer: Path, masked: bool, path: Path) -> None:
+def write_tokens(
+    table: Path, answers: bytes, cut: int | None, tokenizer: Path, masked: bool, path: Path
+) -> None:
     """Write the documents of a table that stay as one shard a side to the folder `path`, unless that is done.
 
     Args:
         answers: what became of each row (select_documents.py).
+        cut: where the row that is cut, if one is.
         masked: the documents are conversations.
     """
     if path.exists():
@@ -28,11 +31,11 @@ def write_tokens(table: Path, answers: bytes, tokenizer: Path, masked: bool, pat
         folder.remove(path)
     encoder = _tokenizer(tokenizer)
     dtype = shards.token_dtype(encoder.vocab_size)
-    with folder.write(path) as temporary:
+    with folder.write(path, tidy=False) as temporary:
         writers = {split: shards.SplitWriter(temporary, split, dtype, encoder.end_of_text, masked)
                    for split in shards.SPLITS}  # fmt: skip
         refused = 0
-        for batch in batches(kept(table, answers), lambda document: document[1]):
+        for batch in batches(kept(table, answers, cut), lambda document: document[1]):
             if masked:
                 refused += _write_conversations(batch, tokenizer, writers)
                 continue

@@ -5,7 +5,7 @@ layers never see a T x T mask. Two kernels do the work, and `kernel_for` alone d
 
     banded   anywhere: queries are cut into chunks of `window`, and each chunk meets only its own keys and the chunk
              before it, as small dense problems for SDPA, on a CPU a few at a time. Layers that see everything take SDPA
-             too; where documents are packed, on a CPU with a T x T mask, elsewhere some queries at a time.
+             too; where documents are packed, on a CPU a document at a time, elsewhere some queries at a time.
     flex     CUDA: flex_attention (Dong et al. 2024), compiled, which visits only the blocks of 128 x 128 that window,
              document and causality leave, and never has a dense mask.
 
@@ -35,7 +35,7 @@ BLOCK = 128  # queries, and keys, of one block that flex attention visits or ski
 
 
 class Documents(NamedTuple):
-    """What layers that see everything may see, where their masks are made in parts."""
+    """What layers that see everything may see, where no mask is made of it for all tokens at once."""
 
     segments: Tensor  # [B, T], as in Layout
 
@@ -108,7 +108,7 @@ class Layout:
             return self._block_mask(window if banded else None)
         if banded:
             return self._band_mask(window)
-        return self._full_mask() if self.positions.device.type == "cpu" else Documents(self.segments)
+        return Documents(self.segments)
 
     def _block_mask(self, window: int | None) -> BlockMask:
         """Which blocks of keys each block of queries has to visit, and which of those need no look inside.
@@ -139,11 +139,6 @@ class Layout:
         return BlockMask.from_kv_blocks(
             *listed(some & ~every), *listed(every), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(length, length)
         )
-
-    def _full_mask(self) -> Tensor:
-        """[B, 1, T, T] bool, True where a query may look."""
-        same = self.segments[:, :, None] == self.segments[:, None, :]
-        return same.tril_()[:, None]
 
     def _band_mask(self, window: int) -> Tensor:
         """[B or 1, chunks, 1, W, 2W] bool for `_banded`: query a of a chunk against the chunk before and itself."""
@@ -176,10 +171,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: int | None, mas
     if isinstance(mask, BlockMask):
         return _flex[query.device.type](query, key, value, block_mask=mask, enable_gqa=grouped)
     if isinstance(mask, Documents):
-        return _in_parts(query, key, value, mask.segments)
+        solve = _apart if query.device.type == "cpu" else _in_parts  # to ask a GPU where documents lie is to wait
+        return solve(query, key, value, mask.segments)
     if _is_banded(window, query.shape[2]):
         return _banded(query, key, value, window, mask)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
 _flex: dict[str, Callable[..., Tensor]] = {"cpu": flex_attention}  # by device; the CPU's slow form is for tests
@@ -220,6 +216,74 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Te
         some = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
         parts.append(checkpoint(part, *some, start, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(parts, dim=2)
+
+
+def _apart(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> Tensor:
+    """Causal attention within documents, one after the other: time follows from their lengths, not from the row's."""
+    if torch.is_autocast_enabled("cpu"):  # it knows SDPA, not what is behind it
+        query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
+    return _documents_apart(query, key, value, segments)[0]
+
+
+def _places(segments: Tensor) -> list[tuple[slice, slice, slice]]:
+    """Where each document lies in a tensor [B, heads, T, D]."""
+    length = segments.shape[1]
+    ends = (F.pad(segments, (0, 1), value=-1).diff(dim=1) != 0).nonzero().tolist()
+    places, first = [], 0
+    for row, last in ends:
+        places.append((slice(row, row + 1), slice(None), slice(first, last + 1)))
+        first = (last + 1) % length
+    return places
+
+
+# Operators of their own, so that torch.compile takes them as they are: each packing has other lengths.
+@torch.library.custom_op("slms::documents_apart", mutates_args=(), device_types="cpu")
+def _documents_apart(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """(out [B, H, T, D], logsumexp [B, H, T])."""
+    out, logsumexp = _like_results(query, key, value, segments)
+    for place in _places(segments):
+        out[place], logsumexp[place] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query[place], key[place], value[place], 0.0, True
+        )
+    return out, logsumexp
+
+
+@_documents_apart.register_fake
+def _like_results(query: Tensor, key: Tensor, value: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    batch, heads, length, d_head = query.shape
+    out = query.new_empty(batch, length, heads, d_head).transpose(1, 2)  # as the output projection reads it
+    return out, query.new_empty(batch, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@torch.library.custom_op("slms::documents_apart_backward", mutates_args=(), device_types="cpu")
+def _documents_apart_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, segments: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _like_gradients(grad, query, key, value, out, logsumexp, segments)
+    for place in _places(segments):
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad[place], query[place], key[place], value[place], out[place], logsumexp[place], 0.0, True
+        )
+        for whole, own in zip(grads, found, strict=True):
+            whole[place] = own
+    return grads
+
+
+@_documents_apart_backward.register_fake
+def _like_gradients(grad, query, key, value, out, logsumexp, segments) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, segments = inputs
+    ctx.save_for_backward(query, key, value, *output, segments)
+
+
+def _gradients(ctx, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_documents_apart_backward(grad, *ctx.saved_tensors), None
+
+
+_documents_apart.register_autograd(_gradients, setup_context=_keep)
 
 
 def _is_banded(window: int | None, length: int) -> bool:

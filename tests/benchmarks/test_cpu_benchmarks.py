@@ -2,10 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks import attention_scaling, decode, result, train_throughput, tutoring
+from benchmarks import attention_scaling, data_preparation, decode, result, train_throughput, tutoring
+from data import sources
 
 
 @pytest.mark.parametrize("side", train_throughput.SIDES)
@@ -68,3 +71,30 @@ def test_tutoring_holds_only_if_every_claim_does(change, broken):
              "baseline": {"sets": sets(before), "replay": texts(before), "compared": pairs}}  # fmt: skip
     failed = [claim for claim, holds in tutoring.held(found).items() if not holds]
     assert len(failed) == (broken is not None) and all(broken in claim for claim in failed)
+
+
+def test_a_folder_and_its_one_file_hold_the_same_stories(tmp_path, monkeypatch):
+    took = []
+
+    def measured(command: list[str]) -> dict[str, float]:
+        (source,) = yaml.safe_load(Path(command[-1]).read_text())["data"]["sources"].values()
+        took.append(list(sources.documents(source["from"])))
+        return {"seconds": 2.0 if source["from"].startswith("text:") else 1.0, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(data_preparation, "measured", measured)
+    (tmp_path / "tokenizer").touch()
+    row = data_preparation._files_beside_one(tmp_path, data_preparation._stories(None, 30), 20, repeats=2)
+    assert (row["files"], row["seconds"], row["seconds_of_one_file"], row["times_one_file"]) == (20, 2.0, 1.0, 2.0)
+    assert len(took) == 4 and len(took[0]) == 20 and all(other == took[0] for other in took)
+
+
+@pytest.mark.parametrize("kind", data_preparation.RUNS)
+def test_a_tokenizer_is_trained_on_a_run_without_a_break(kind, monkeypatch):
+    from tokenizer import Tokenizer
+
+    seen = []
+    monkeypatch.setattr(Tokenizer, "train", lambda texts, entries: seen.extend(texts))
+    assert data_preparation.train_on_run(kind, 25, None)["seconds"] >= 0
+    run = seen[-1]
+    assert len(run.encode()) == pytest.approx(25_000, abs=4) and run.split() == [run]
+    assert set(run) <= set(data_preparation.RUNS[kind])

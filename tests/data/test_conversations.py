@@ -5,6 +5,8 @@ import random
 import time
 
 import numpy
+import pyarrow
+import pyarrow.parquet
 import pytest
 import transformers
 
@@ -12,6 +14,7 @@ from data import conversations, embedded, shards, sources
 from data.conversations import NoConversation, messages_of, of_row
 from data.loader import IGNORE, PackedRows
 from data.packing import pack
+from data.preparation.download import downloaded
 from data.prepare import Config, prepare
 from data.sources import BadRow
 from data.token_shards import TokenShards
@@ -249,9 +252,6 @@ def rows_of(count: int, answers: int = 1) -> list[dict]:
 
 def write_as(kind: str, rows: list[dict], place) -> str:
     """The rows as a file of that kind; returns the source that reads it."""
-    import pyarrow
-    import pyarrow.parquet
-
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), place / "rows.parquet", row_group_size=40)
         return f"parquet:{place / 'rows.parquet'}"
@@ -271,9 +271,56 @@ def test_files_of_every_kind_give_the_same_conversations(tmp_path, kind):
     assert by_pieces == expected
 
 
-def test_a_hub_data_set_is_downloaded_with_all_columns_of_a_conversation(tmp_path):
-    from data.preparation.download import downloaded
+def undecodable(*values: bytes) -> pyarrow.StringArray:
+    rows = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.StringArray.from_buffers(len(rows), rows.buffers()[1], rows.buffers()[2], rows.buffers()[0], -1)
 
+
+def test_newcomer_conversations_are_read_of_the_columns_of_their_shape_alone(tmp_path):
+    """What nobody reads may hold anything, beside the messages and in them; of what is read, a bad row is named."""
+    rows = [{"messages": [ASKED, {**ANSWERED, "content": f"{number}"}]} for number in range(3)]
+    broken = undecodable(b"x", b"\xff", b"y")
+    turns = pyarrow.array([row["messages"] for row in rows])
+    inner = pyarrow.StructArray.from_arrays(
+        [*turns.values.flatten(), undecodable(*[b"\xff"] * len(turns.values))],
+        [*(turns.values.type.field(n).name for n in range(turns.values.type.num_fields)), "name"],
+    )
+    messages = pyarrow.ListArray.from_arrays(turns.offsets, inner)
+    expected = [of_row(row) for row in rows]
+    first = write_table(tmp_path / "first", {"messages": messages, "prompt": broken, "id": broken})
+    assert all(list(sources.documents(source, None)) == expected for source in first)
+
+    columns = {"prompt": broken, "completion": ["a", "b", "c"], "question": broken, "answer": broken}
+    for source in write_table(tmp_path / "second", columns):
+        one, bad, two = sources.documents(source, None)
+        assert (one, two) == (of_row({"prompt": "x", "completion": "a"}), of_row({"prompt": "y", "completion": "c"}))
+        assert bad.reason == "bad_utf8" and bad.where.endswith(":2")
+
+
+def write_table(folder_, columns: dict) -> list[str]:
+    """The sources by which a table can be read: its file, as a data set, and what is downloaded of that."""
+    folder_.mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder_ / "train.parquet")
+    there = f"hub:{folder_}"
+    work = folder_.with_name(f"{folder_.name}-work")
+    return [f"parquet:{folder_}/train.parquet", there, downloaded(there, None, "train", None, work, print)]
+
+
+def test_newcomer_only_columns_that_every_row_would_do_without_are_left_out(tmp_path):
+    there = ["id", "messages", "prompt", "completion", "system", "question", "answer"]
+    assert conversations.needed(there, set(there)) == ["messages", "system"]
+    assert conversations.needed(there, {"prompt", "completion"}) == ["messages", "prompt", "completion", "system"]
+    assert conversations.needed(there, {"question"}) == there
+    rows = [{"messages": [ASKED, ANSWERED], "question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+    for number, empty in enumerate(([], None)):  # a list without entries is there; none is not
+        rows[1]["messages"] = empty
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+        found = list(sources.documents(f"parquet:{tmp_path}/{number}.parquet", None))
+        assert found[0] == of_row(rows[0])
+        assert isinstance(found[1], BadRow) if empty == [] else found[1] == of_row(rows[1])
+
+
+def test_a_hub_data_set_is_downloaded_with_all_columns_of_a_conversation(tmp_path):
     (tmp_path / "set").mkdir()
     rows = [{"messages": [ASKED, {**ANSWERED, "content": f"{number}"}], "score": 0.5} for number in range(30)]
     rows[3] = {"messages": [ASKED], "score": 1.0}
@@ -380,10 +427,11 @@ def test_the_mask_and_the_template_count_in_digests_and_fingerprints(tmp_path, o
         assert shards.digest(made["one"]) != before
 
 
-def test_shards_without_masks_keep_their_digest_and_fingerprint(tmp_path):
-    """As the code before conversations made them: old runs resume."""
+def test_shards_without_masks_keep_their_digest_and_fingerprint(tmp_path, monkeypatch):
+    """As the code before conversations made them, the code's version aside: old runs resume."""
     from data import prepare as preparation
 
+    monkeypatch.setattr(preparation, "CODE_VERSION", 4)
     text = tmp_path / "rows.jsonl"
     text.write_text("\n".join(json.dumps({"text": f"document {number} of some words"}) for number in range(50)))
     settings = {"shards": str(tmp_path / "shards"), "workers": 1, "sources": {"talk": {"from": f"jsonl:{text}"}}}

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import string
 from collections import Counter
+from collections.abc import Callable
 
 import numpy
 import pytest
@@ -33,7 +34,7 @@ def texts_alike(count: int, seed: int) -> list[str]:
     return found
 
 
-def brute_force(texts: list[str], threshold: float) -> list[bool]:
+def brute_force(texts: list[str], threshold: float, words_of: Callable[[str], list[str]] = words_of) -> list[bool]:
     """Whether each document is like an earlier one that stays: every pair, sets of words, nothing hashed."""
     kept: list[set] = []
     flags = []

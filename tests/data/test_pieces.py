@@ -74,6 +74,24 @@ def test_embedded(piece_bytes):
     assert rows_of("embedded:stories", count=30) == whole
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "text", "parquet"])
+def test_newcomer_small_files_are_put_together_in_their_order(tmp_path, kind, piece_bytes):
+    for number in range(40):
+        path, texts = tmp_path / f"{number:02d}", [f"file {number}", "word " * (number % 9)]
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=1)
+        else:
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            path.write_text(lines if kind == "jsonl" else "\n<|endoftext|>\n".join(texts))
+    apart = sources.pieces(f"{kind}:{tmp_path}/*", "train", None, 0)
+    groups = sources.together(apart)
+    assert [piece for group in groups for piece in group] == apart
+    for group in groups:
+        assert len(group) == 1 or sum(max(piece.size, sources.OPENING) for piece in group) <= piece_bytes
+    assert len(groups) == (1 if piece_bytes == 10**9 else len(apart))
+    assert len(sources.together([*apart, *sources.pieces(f"{kind}:{tmp_path}/*", "valid", None, 0)])) == 2 * len(groups)
+
+
 def test_empty_files_have_no_rows(tmp_path, piece_bytes):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).touch()

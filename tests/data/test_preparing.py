@@ -1,6 +1,8 @@
 """Preparation in many pieces and processes, killed and resumed, is preparation in one; what it drops is counted."""
 
+import collections
 import errno
+import gzip
 import json
 import os
 import random
@@ -78,6 +80,82 @@ def test_the_shards_do_not_depend_on_pieces_and_processes(tmp_path, monkeypatch)
         ("bad_json", f"{tmp_path}/a.jsonl:301"), ("bad_json", f"{tmp_path}/a.jsonl:303")
     ]  # fmt: skip
     assert json.loads(one["dataset.json"])["dropped"] == {"bad_json": 2, "duplicate": 1}
+
+
+def test_newcomer_a_folder_of_many_small_files_is_prepared_like_one_file(tmp_path, operations):
+    """The same shards, one table of rows, and twice the work for twice the files."""
+    (tmp_path / "books").mkdir()
+    spent = {}
+    for count in (150, 300):
+        texts = documents(count)
+        for number, text in enumerate(texts):
+            (tmp_path / "books" / f"{number:04d}.txt").write_text(text)
+        one = content(prepared(config(tmp_path, {"from": write(tmp_path / "one.jsonl", texts)}, f"one-{count}")))
+        found = config(tmp_path, {"from": f"text:{tmp_path}/books/*.txt"}, f"many-{count}")
+        operations.clear()
+        many = content(prepared(found))
+        spent[count] = operations.copy()
+        assert {name: data for name, data in many.items() if name != "dataset.json"} == {
+            name: data for name, data in one.items() if name != "dataset.json"
+        }
+    assert spent[300]["open"] - spent[150]["open"] <= 150 * 10
+    for name in ("os.listdir", "os.scandir", "os.mkdir", "os.rename", "fsync"):
+        assert spent[300][name] <= spent[150][name] + 5, name
+
+
+@pytest.fixture
+def operations(monkeypatch) -> collections.Counter:
+    """How often this process does what costs time on a disk."""
+    found: collections.Counter = collections.Counter()
+    watched = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename")
+    active = [True]
+    sys.addaudithook(lambda event, _: active and event in watched and found.update([event]))  # a hook stays for good
+    monkeypatch.setattr(os, "fsync", lambda descriptor, _fsync=os.fsync: (found.update(["fsync"]), _fsync(descriptor)))
+    yield found
+    active.clear()
+
+
+def test_newcomer_malformed_rows_of_many_files_are_placed_without_counting_again(tmp_path, monkeypatch):
+    """Each in its own file, with lines counted from the beginning of that; no piece is counted twice."""
+    monkeypatch.setattr(sources, "PIECE_BYTES", 6_000)
+    expected = []
+    (tmp_path / "books").mkdir()
+    for number in range(12):
+        rows = documents(100)[: 5 if number % 2 else 100]
+        for line in (2, len(rows) - 1):
+            rows[line] = "{no"
+            expected.append(f"{tmp_path}/books/{number:02d}.jsonl:{line + 1}")
+        write(tmp_path / "books" / f"{number:02d}.jsonl", rows)
+    counted = []
+    monkeypatch.setattr(sources, "lines_of", lambda piece, _of=sources.lines_of: (counted.append(piece), _of(piece))[1])
+    made = prepared(config(tmp_path, {"from": f"jsonl:{tmp_path}/books/*"}, most_malformed=0.5))
+    found = [json.loads(line)["place"] for line in (made / shards.QUARANTINE).read_text().splitlines()]
+    assert found == expected
+    assert len(counted) == len(set(counted)) > 6
+
+
+def test_newcomer_compressed_files_are_prepared_resumed_and_placed_like_plain_ones(tmp_path, many_pieces, monkeypatch):
+    texts = documents(300)
+    texts[250] = "{no"
+    parts = {"a": texts[:100], "b": texts[100:200], "c": texts[200:]}
+    (tmp_path / "plain").mkdir(), (tmp_path / "packed").mkdir()
+    for name, rows in parts.items():
+        write(tmp_path / "plain" / f"{name}.jsonl", rows)
+        packed = gzip.compress((tmp_path / "plain" / f"{name}.jsonl").read_bytes())
+        (tmp_path / "packed" / f"{name}.jsonl.gz").write_bytes(packed)
+    plain = content(prepared(config(tmp_path, {"from": f"jsonl:{tmp_path}/plain/*"}, "one", workers=1)))
+    found = config(tmp_path, {"from": f"jsonl:{tmp_path}/packed/*"}, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "take", lambda self, number, table, _take=Selection.take: (
+            1 / 0 if number == 2 else _take(self, number, table)))  # fmt: skip
+        with pytest.raises(ZeroDivisionError):
+            prepared(found)
+    log: list[str] = []
+    packed = content(prepared(found, log.append))
+    assert "a: going on after 2 of 3 pieces" in log
+    assert json.loads(packed[shards.QUARANTINE])["place"] == f"{tmp_path}/packed/c.jsonl.gz:51"
+    names = [name for name in plain if name not in ("dataset.json", shards.QUARANTINE)]
+    assert all(plain[name] == packed[name] for name in names) and len(names) >= 4
 
 
 def test_killed_at_any_instant_and_started_again_it_is_the_same(tmp_path, many_pieces):

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import shutil
 import sys
 
 import pyarrow
@@ -100,6 +101,60 @@ def test_parquet_rows_that_are_no_text_do_not_cost_the_others(tmp_path):
         )
 
 
+def undecodable(values, kind=None):
+    """An array of strings, or of another type of text, of bytes of which some are no UTF-8."""
+    rows = pyarrow.array(values, pyarrow.binary())
+    strings = pyarrow.StringArray.from_buffers(len(rows), rows.buffers()[1], rows.buffers()[2], rows.buffers()[0], -1)
+    if kind == "dictionary":
+        return strings.dictionary_encode()
+    if kind == "json":
+        return pyarrow.ExtensionArray.from_storage(pyarrow.json_(), strings)
+    return rows if kind == "binary" else rows.cast(kind) if kind else strings
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "large_string", "string_view", "binary", "large_binary", "binary_view", "dictionary", "json"]
+)
+def test_newcomer_every_type_of_string_is_a_text_and_a_bad_row_is_named(tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    if kind in ("large_string", "string_view"):  # no cast makes one of what is not UTF-8
+        good = pyarrow.array(["good", None, "später"]).cast(kind)
+        write_parquet(path, good)
+        assert read(f"parquet:{path}") == (["good", "später"], [("missing_field", f"{path}:2", 1)])
+        data = path.read_bytes()
+        path.write_bytes(data.replace("ä".encode(), b"\xff\xe4"))
+        assert read(f"parquet:{path}")[1][-1] == ("bad_utf8", f"{path}:3", 1)
+        return
+    write_parquet(path, undecodable([b"good", b"latin \xe9", None, "später".encode()], kind))
+    bad = [("bad_utf8", f"{path}:2", 1), ("missing_field", f"{path}:3", 1)]
+    assert read(f"parquet:{path}") == (["good", "später"], bad)
+
+
+def test_newcomer_columns_that_nobody_reads_may_hold_anything(tmp_path):
+    """Nor does a column of another type, that was named by mistake, cost more than its rows."""
+    broken = undecodable([b"x", b"\xff", b"y"])
+    others = {
+        "string": broken, "json": undecodable([b"x", b"\xff", b"y"], "json"),
+        "list": pyarrow.ListArray.from_arrays([0, 1, 2, 3], broken),
+        "struct": pyarrow.StructArray.from_arrays([broken], ["text"]),
+    }  # fmt: skip
+    table = pyarrow.table({"text": STORIES, **others})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    for source in (f"parquet:{tmp_path}/train.parquet", f"hub:{tmp_path}"):
+        assert read(source) == (STORIES, [])
+    for field in ("list", "struct"):
+        bad = [("not_text", f"{tmp_path}/train.parquet:{n}", 1) for n in (1, 2, 3)]
+        assert read(f"parquet:{tmp_path}/train.parquet", field=field) == ([], bad)
+    assert read(f"hub:{tmp_path}", field="string") == (["x", "y"], [("bad_utf8", f"hub:{tmp_path}:2", 1)])
+
+
+def test_newcomer_the_case_of_a_list_that_is_no_utf8(real_data):
+    path = real_data.parent / "cases" / "other_column_bad_utf8.parquet"
+    if not path.exists():
+        pytest.skip(f"no case at {path}")
+    assert read(f"parquet:{path}") == ([], [("not_text", f"{path}:{n}", 1) for n in (1, 2, 3)])
+
+
 def test_parquet_dictionary_and_other_columns(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, pyarrow.array(["a", "b", "a"]).dictionary_encode())
@@ -115,11 +170,47 @@ def test_two_parquet_columns_of_one_name_are_an_error_that_names_them(tmp_path):
         read(f"parquet:{tmp_path}/a.parquet")
 
 
-def test_compressed_files_are_refused_before_anything_is_read(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", STORIES)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    assert sources.fault(f"jsonl:{tmp_path}/*.jsonl") is None
-    assert f"unpack {tmp_path}/b.jsonl.gz" in sources.fault(f"jsonl:{tmp_path}/*")
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pyarrow.compress(data, "zstd", asbytes=True)])
+def test_newcomer_compressed_files_are_read_like_plain_ones(tmp_path, pack):
+    lines = "".join(json.dumps({"text": story}) + "\n" for story in STORIES) + "{no\n"
+    texts = "\ufeffone\n<|endoftext|>\r\ntwo <|endoftext|>\n<|endoftext|>\n\n<|endoftext|>\nthree"
+    rows = json.dumps([{"text": story} for story in STORIES], indent=1)
+    for kind, name, content in (("jsonl", "a.jsonl", lines), ("text", "b.txt", texts), ("jsonl", "c.json", rows)):
+        (tmp_path / name).write_bytes(content.encode())
+        (tmp_path / f"{name}.packed").write_bytes(pack(content.encode()))
+        plain, packed = f"{kind}:{tmp_path}/{name}", f"{kind}:{tmp_path}/{name}.packed"
+        documents, bad = read(packed)
+        assert sources.fault(packed) is None and len(documents) == 3
+        assert documents == read(plain)[0]
+        assert bad == [(reason, where.replace(name, f"{name}.packed"), n) for reason, where, n in read(plain)[1]]
+        assert read(packed, count=2)[0] == documents[:2]
+        (piece,) = sources.pieces(packed, "train", None, 0)
+        assert list(sources.read_piece(piece))[: len(documents)] == documents
+
+
+def test_newcomer_a_compressed_file_that_is_cut_short_is_an_error_that_names_it(tmp_path):
+    packed = gzip.compress("".join(json.dumps({"text": f"{n} {STORIES[0]}"}) + "\n" for n in range(30_000)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[:-20])
+    with pytest.raises(SourceError, match=r"a\.jsonl\.gz cannot be read: Truncated"):
+        read(f"jsonl:{tmp_path}/a.jsonl.gz")
+
+
+def test_newcomer_pointers_and_pages_are_named_before_anything_is_read(tmp_path, real_data):
+    cases = real_data.parent / "cases"
+    if not cases.is_dir():
+        pytest.skip(f"no cases at {cases}")
+    (tmp_path / "set").mkdir()
+    shutil.copy(cases / "lfs_pointer.jsonl", tmp_path / "set" / "train.jsonl")
+    (tmp_path / "page.jsonl").write_text("<!doctype html>\n<html>Sign in</html>")
+    for source, says in (
+        (f"text:{cases}/lfs_pointer.txt", "Git LFS pointer"), (f"jsonl:{cases}/lfs_*.jsonl", "git lfs pull"),
+        (f"hub:{tmp_path}/set", "Git LFS pointer"), (f"jsonl:{tmp_path}/page.jsonl", "web page"),
+    ):  # fmt: skip
+        for raw in ({"from": source}, {"from": "hub:owner/name", "valid_from": source}):
+            with pytest.raises(settings.ConfigError, match=says):
+                settings.validate(DataSection, {"sources": {"x": raw}})
+        with pytest.raises(SourceError, match=says):
+            read(source)
 
 
 def test_parquet_row_numbers_go_on_across_row_groups(tmp_path):

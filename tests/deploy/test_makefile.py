@@ -58,7 +58,7 @@ def test_test_installs_what_is_missing_once(make):
 def test_train_installs_no_test_tools_and_passes_its_arguments(make):
     quiet = "--quiet --num_machines 1 --mixed_precision no --dynamo_backend no --num_processes 1"
     launch = f"accelerate launch {quiet} multigpu_train.py a.b=1"
-    assert make("train", "ARGS=a.b=1")[1] == ["python3 -m venv --clear .venv", *INSTALLS[:2], launch]
+    assert make("install")[1] == ["python3 -m venv --clear .venv", *INSTALLS[:2]]
     assert make("train", "ARGS=a.b=1")[1] == [launch]
     assert make("setup")[1] == INSTALLS[2:]
 
@@ -130,7 +130,7 @@ def test_what_the_teacher_needs_resolves(run, tmp_path):
 def test_help_is_the_default_and_names_every_target(make):
     result, calls = make()
     assert calls == []
-    for target in ("setup", "train", "test", "lint", "bench", "campaign", "teacher"):
+    for target in ("setup", "install", "train", "test", "lint", "bench", "campaign", "teacher"):
         assert f"make {target} " in result.stdout
 
 

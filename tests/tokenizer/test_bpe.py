@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from tokenizer import Tokenizer, TokenizerError
+from tokenizer import Tokenizer, TokenizerError, bpe
 from tokenizer.chat import SPECIAL_TOKENS
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,41 @@ def test_training_is_exact_in_size_and_deterministic(ours, tmp_path):
         environment = {**os.environ, "RAYON_NUM_THREADS": threads}
         run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert run.stdout.strip() == ours.fingerprint, run.stderr
+
+
+# As they were learned before runs were cut.
+MERGES_OF_ORDINARY_TEXT = "f699abaa4909628df5c92bdb4cd5773d0d6205c6a60ec2a12f9af9546e5a720c"
+
+
+def merges_of(trained: Tokenizer) -> list:
+    return json.loads(trained._marked.to_str())["model"]["merges"]
+
+
+def test_cutting_long_runs_leaves_what_is_learned_from_ordinary_text(ours):
+    """Words, indents, rules, paragraphs and sentences without spaces, in runs of up to 255 characters."""
+    draw = random.Random(3)
+    signs = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往"
+    chinese = ["".join(draw.choices(signs, k=draw.randint(5, 200))) for _ in range(200)]
+    laid_out = ["-" * draw.randint(1, 255) + "\n" * draw.randint(1, 99) + " " * draw.randint(1, 255) + "x = 1"
+                for _ in range(200)]  # fmt: skip
+    merges = merges_of(Tokenizer.train(corpus() + [text + "。" for text in chinese] + laid_out, 1_500))
+    assert len(merges) == 1_500 - 16 - 256
+    assert hashlib.sha256(json.dumps(merges).encode()).hexdigest() == MERGES_OF_ORDINARY_TEXT
+    assert json.loads(ours._marked.to_str())["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] == bpe.SPLIT
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "天地玄黄宇宙洪荒日月盈昃", "😀😁😂🤣😃😄", "-=*", " ", "\n"])
+def test_newcomer_runs_without_a_break_are_learned_from_in_parts_and_encoded_whole(letters):
+    """In parts of one length, the library's time grows with their number; whole, with the square of the length."""
+    run = "".join(random.Random(4).choices(letters, k=20 * bpe.LONGEST_RUN + 7))
+    parts = [run[start : start + bpe.LONGEST_RUN] for start in range(0, len(run), bpe.LONGEST_RUN)]
+    trained = Tokenizer.train([run], 1_100)
+    assert merges_of(trained) == merges_of(Tokenizer.train(parts, 1_100)) != []
+    assert trained.is_lossless([run])
+    model = json.loads(trained._marked.to_str())["model"]
+    engine = tokenizers.Tokenizer(models.BPE(model["vocab"], list(map(tuple, model["merges"]))))  # which cuts nothing
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(run)[0][0]
+    assert trained.encode(run) == engine.encode(as_bytes).ids
 
 
 def test_too_small_a_corpus_says_what_was_reached(caplog):

@@ -5,6 +5,7 @@ in another order than sums over micro-batches.
 """
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -60,11 +61,14 @@ def test_two_processes_equal_one(tiny, run, whole):
     assert_agree(whole, losses(tiny("two")))
 
 
-def test_one_then_two_then_one_process_is_one_run(tiny, run, whole):
+def test_one_then_two_then_one_process_is_one_run(tiny, run, whole, tmp_path):
     """The box changes twice."""
     arguments = tiny("changing")
     assert run(*ONE, *arguments, "run.stop_after_steps=5").returncode == 75
     launched = run(*TWO, *arguments, "run.stop_after_steps=17", ACCELERATE_USE_CPU="true")
+    outcome = json.loads((tmp_path / "runs" / "changing" / "outcome.json").read_text())
+    assert launched.returncode == 1  # the launcher's own, whatever the processes say
+    assert (outcome["code"], outcome["reason"], outcome["step"]) == (75, "run.stop_after_steps", 17)
     assert "resumed from" in launched.stderr and "at step 5" in launched.stderr
     finished = run(*ONE, *arguments)
     assert finished.returncode == 0 and "at step 17" in finished.stderr, finished.stderr

@@ -80,6 +80,8 @@ def test_a_second_request_ends_it_at_once(tiny):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode in (75, 128 + signal.SIGTERM, -signal.SIGTERM)  # it may have been quick
+    outcome = json.loads((folder / "outcome.json").read_text())
+    assert (outcome["code"], outcome["reason"]) == (process.returncode, "SIGTERM") and outcome["step"] >= 1
 
 
 def test_so_soon_it_is_the_same_request():
@@ -185,7 +187,8 @@ class StopAfter:
     """Requests that ask to stop at the n-th look."""
 
     def __init__(self, looks: int):
-        self.looks, self.save, self.reason = looks, False, "test"
+        self.looks, self.save = looks, False
+        self.reason = self.told = self.way_on = "test"
 
     @property
     def stop(self) -> bool:

@@ -128,7 +128,7 @@ def test_layout_finds_documents_and_restarts_positions():
     layout = Layout.of(ids, 6, ids.device)
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 0, 1]]
     assert layout.segments.tolist() == [[0, 0, 0, 1, 2, 2], [0, 0, 1, 1, 2, 2]]
-    assert layout.mask(None)[1, 0].tolist()[5] == [False, False, False, False, True, True]
+    assert layout.mask(None).segments is layout.segments
     whole = Layout.of(None, 6, ids.device)
     assert whole.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
     assert whole.segments is None and whole.mask(None) is None
@@ -283,12 +283,31 @@ def test_the_kernel_is_chosen_by_what_the_gpu_can_with_a_reason(
 @pytest.mark.parametrize("part", [1, 7, 37, 100])
 def test_masks_in_parts_equal_the_reference(monkeypatch, documents, heads, kv_heads, part):
     monkeypatch.setattr(models.kernels.attention, "PART", part)
-    monkeypatch.setattr(Layout, "_full_mask", lambda layout: Documents(layout.segments))
+    monkeypatch.setattr(models.kernels.attention, "_apart", models.kernels.attention._in_parts)
     assert_all_close(draw(heads, kv_heads), None, torch.tensor(DOCUMENTS[documents]), 1e-5)
 
 
-def test_masks_in_parts_are_never_as_large_as_the_whole_nor_kept(recorder):
-    """Forward and backward; and on any device but the CPU they are what such a layer gets."""
+@pytest.mark.parametrize("backward", ["", "_backward"])
+def test_on_a_cpu_no_query_meets_a_key_of_another_document(monkeypatch, backward):
+    """Seen by what torch is asked for: tokens, of one document after the other."""
+    name = f"_scaled_dot_product_flash_attention_for_cpu{backward}"
+    plain, asked = getattr(torch.ops.aten, name), []
+
+    def noting(*arguments):
+        query, key, _ = arguments[1:4] if backward else arguments[:3]
+        asked.append((query.shape[2], key.shape[2]))
+        return plain(*arguments)
+
+    monkeypatch.setattr(torch.ops.aten, name, noting)
+    documents = torch.tensor(DOCUMENTS["packed"])
+    layout = Layout.of(documents, LENGTH, torch.device("cpu"))
+    attention(*draw(4, 2), None, layout.mask(None)).sum().backward()
+    assert asked == [(length, length) for length in (5, 1, 20, 11, 37)]
+
+
+def test_masks_in_parts_are_never_as_large_as_the_whole_nor_kept(monkeypatch, recorder):
+    """Forward and backward: what such a layer gets on any device but a CPU."""
+    monkeypatch.setattr(models.kernels.attention, "_apart", models.kernels.attention._in_parts)
     length, heads = 2048, 2
     layout = Layout.of((torch.arange(length) // 300)[None], length, torch.device("cpu"))
     inputs = draw(heads, 1, length, width=8, batch=1)
@@ -299,8 +318,6 @@ def test_masks_in_parts_are_never_as_large_as_the_whole_nor_kept(recorder):
         out.sum().backward()
     assert recorder.largest <= heads * models.kernels.attention.PART * length < length * length
     assert max(kept) <= length * 8 * heads
-    elsewhere = Layout.of(torch.zeros(1, 64, dtype=torch.int64, device="meta"), 64, torch.device("meta"))
-    assert isinstance(elsewhere.mask(None), Documents)
 
 
 @pytest.mark.parametrize("new", [1, 5])
