@@ -26,6 +26,8 @@ from benchmarks.device import Findings, Row
 from benchmarks.gpu_kernels import apart, spread_out
 from models import ModelConfig
 
+LAUNCH = ("-m", "accelerate.commands.launch", "--quiet", "--num_machines", "1", "--num_processes", "1",
+          "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
 PATIENCE = 600  # seconds for what takes some
 LOSSES_APART = 0.02  # of a loss, where a device does not repeat itself: other data or weights show, no more than that
 LOGITS_APART = 1e-4  # of the logits' norm, between a GPU's fp32 and the CPU's
@@ -53,7 +55,6 @@ def run_kill_resume(findings: Findings) -> None:
         folder = Path(name)
         with Launched(folder, "unbroken", device) as unbroken, Launched(folder, "broken", device) as broken:
             unbroken.start()
-            unbroken.until_step(1)  # its corpus is there: the other finds it
             for number in (signal.SIGKILL, signal.SIGTERM):
                 enough = broken.steps() + unbroken.shape["save"] + 5
                 broken.start()
@@ -107,9 +108,7 @@ class Launched:
 
     def start(self) -> None:
         """The command that a person types."""
-        launch = ["-m", "accelerate.commands.launch", "--quiet", "--num_machines", "1", "--num_processes", "1",
-                  "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
-        command = [sys.executable, *launch, "multigpu_train.py", "--config", str(self._config)]
+        command = [sys.executable, *LAUNCH, "multigpu_train.py", "--config", str(self._config)]
         with open(self._log, "a") as log:
             self._process = subprocess.Popen(command, cwd=result.ROOT, stdout=log, stderr=log, start_new_session=True)
 

@@ -12,22 +12,18 @@ from benchmarks.device import Findings, at_most
 from observe.metrics import MetricsLog
 
 CPU = torch.device("cpu")
-WORTH = ["attention", "decode", "run-kill-resume", "checkpoint", "training"]
+WORTH = ["attention", "decode", "checkpoint", "training"]
 
 
 def test_suite_runs_holds_and_says_what_it_skipped(run, tmp_path):
-    """All but the teacher's, which has a test of its own; with a trainer that is killed, stopped and resumed."""
+    """In order of worth; the other sections have tests of their own."""
     file = tmp_path / "out" / "suite.json"
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--minutes", "9", "--json", file]
-    finished = run(*command, "--only", *reversed(WORTH), timeout=600)
+    finished = run(*command, "--only", *reversed(WORTH))
     assert finished.returncode == 0, finished.stderr
     result = json.loads(file.read_text())
     assert list(result["rows"]) == list(result["seconds"]) == WORTH and result["whole"]
     assert all(row["holds"] for rows in result["rows"].values() for row in rows)
-    killed, stopped, _, beside, _ = result["rows"]["run-kill-resume"]
-    assert (killed["what"], stopped["what"]) == ("SIGKILL", "SIGTERM")
-    assert beside["what"] == f"resumed at {killed['saved']} and {stopped['saved']}, beside unbroken"
-    assert beside["apart"] == beside["tensors_that_differ"] == 0
     assert result["command"].startswith("python -m benchmarks.gpu_suite") and result["environment"]["torch"]
     assert all(reason in finished.stdout for reason in result["skipped"])
     assert all("CUDA" in reason or "CPU" in reason or "card" in reason for reason in result["skipped"])
@@ -92,8 +88,9 @@ def test_a_broken_kernel_fails_the_suite(monkeypatch, fault):
     def broken(query, key, value, window, mask):
         if fault == "values":
             return exact(query, key, value, window, mask) * 1.001
-        everything = gpu_kernels.Layout.of(None, query.shape[2], CPU).mask(window)
-        return exact(query, key, value, window, everything if fault == "documents" else torch.ones_like(mask))
+        if fault == "causality":
+            return torch.nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+        return exact(query, key, value, window, gpu_kernels.Layout.of(None, query.shape[2], CPU).mask(window))
 
     monkeypatch.setattr(gpu_kernels, "attention", broken)
     rows, _ = measured(gpu_kernels.attention_rows)
@@ -111,6 +108,17 @@ def test_a_broken_cache_fails_the_suite(monkeypatch):
     ((row,), _) = measured(gpu_kernels.decode_rows)
     assert not row["holds"] and row["full"] < 1e-4 and row["packed"] < 1e-4
     assert min(row["cached"], row["padded"], row["text"]) > 0.01
+
+
+def test_a_run_is_killed_stopped_resumed_and_equal_to_the_unbroken_one(monkeypatch):
+    """The launcher, whose start takes longer than this run, is left out."""
+    monkeypatch.setattr(gpu_trainer, "LAUNCH", ())
+    rows, _ = measured(gpu_trainer.run_kill_resume)
+    killed, stopped, _, beside, _ = rows
+    assert all(row["holds"] for row in rows)
+    assert (killed["what"], stopped["what"]) == ("SIGKILL", "SIGTERM")
+    assert beside["what"] == f"resumed at {killed['saved']} and {stopped['saved']}, beside unbroken"
+    assert beside["apart"] == beside["tensors_that_differ"] == 0
 
 
 @pytest.mark.parametrize(
