@@ -6,17 +6,12 @@ the graphs. The same batch twice has to give the same ids; the graphs' logits ha
 after token. Needs torch alone.
 """
 
-import contextlib
-import functools
-import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks import result
-from benchmarks.device import Row, not_alone, wait
+from benchmarks.device import Findings, Row, at_most, wait
 from models import ModelConfig, build_model
 from models.compilation import compile_recorded_steps
 from models.inference.captured import TOLERANCE_ELSE, CapturedSteps
@@ -40,33 +35,31 @@ SAMPLING = Sampling(temperature=0.7, top_p=0.8, top_k=20)  # what Qwen3-4B-Instr
 MOST_SECONDS = 190  # of the whole section; the compiler, which nobody can promise for, has what is left of them
 
 
-def teacher_rows(device: torch.device, skipped: list[str]) -> list[Row]:
-    """A row a batch size and way to decode, printed as it is there."""
-    began, rows, model = time.perf_counter(), [], None
+def teacher_rows(findings: Findings) -> None:
+    """A row a batch size and way to decode."""
+    device, began, model = findings.device, time.monotonic(), None
     cuda = device.type == "cuda"
     config = QWEN3_4B if cuda else TINY
-    with not_alone(rows, {"teacher": "weights"}, skipped):
+    with findings.measuring(teacher="weights"):
         model = for_decoding(random_model(config, device), "bf16")
     if model is None:
-        return rows
+        return
+
+    def measure(batch: int, steps: str) -> None:
+        about = {"batch": batch, "steps": steps}
+        with findings.measuring(**about):
+            findings.add({**about, **teacher_row(device, model, batch, steps)})
+
     for batch in BATCHES[device.type]:
         for steps in ("plain", "graphs") if cuda else ("plain",):
-            _measure(functools.partial(teacher_row, device, model), batch, steps, rows, skipped)
+            measure(batch, steps)
     if not cuda:
-        skipped.append("CUDA graphs and compiled steps: there is no CUDA device")
-        return rows
-    left = MOST_SECONDS - (time.perf_counter() - began)
-    with _at_most(left, f"steps compiled, batch {COMPILED_BATCH}", skipped):
+        findings.skip("CUDA graphs and compiled steps of the teacher: there is no CUDA device")
+        return
+    left = min(MOST_SECONDS - (time.monotonic() - began), findings.left())
+    with at_most(left, f"steps compiled, batch {COMPILED_BATCH}", findings):
         compile_recorded_steps(model)
-        _measure(functools.partial(teacher_row, device, model), COMPILED_BATCH, "compiled, graphs", rows, skipped)
-    return rows
-
-
-def _measure(measure: Callable[..., Row], batch: int, steps: str, rows: list[Row], skipped: list[str]) -> None:
-    about = {"batch": batch, "steps": steps}
-    with not_alone(rows, about, skipped):
-        rows.append({**about, **measure(batch, steps)})
-        print(result.table(rows[-1:]), flush=True)  # whoever ends this too early has at least these
+        measure(COMPILED_BATCH, "compiled, graphs")
 
 
 def teacher_row(device: torch.device, model: torch.nn.Module, batch: int, steps: str) -> Row:
@@ -138,25 +131,3 @@ def random_model(config: ModelConfig, device: torch.device) -> torch.nn.Module:
     model.load_state_dict(weights, assign=True)
     model.compute_tables("cpu")
     return model.to(device).eval()
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float, what: str, skipped: list[str]) -> Iterator[None]:
-    """Interrupts what takes longer, and says so."""
-
-    def interrupt(*_: object) -> None:
-        raise _TooLong
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
-    try:
-        yield
-    except _TooLong:
-        skipped.append(f"{what}: not done in the {seconds:.0f} s that were left")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-class _TooLong(BaseException):
-    """No Exception: whatever is interrupted must not take it for a failure of its own."""

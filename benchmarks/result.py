@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from machine.hardware import environment
+from storage import folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +36,7 @@ def write(name: str, rows: Any, path: Path | None, **details: Any) -> None:
     about = {key: value for key, value in environment().items() if key != "command"}  # which would say it again
     record = {"benchmark": name, "command": command, "date": when, "environment": about, **details}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
+    folder.write_file(path, json.dumps({**record, "rows": rows}, indent=1) + "\n")  # whole, however this may end
 
 
 def isolated(
@@ -115,13 +116,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "(nothing)"
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [keys, *([_text(row.get(key)) for key in keys] for row in rows)]
+    cells = [keys, *([text(row.get(key)) for key in keys] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(keys))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value of a row, as people read it."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else str(value)
