@@ -227,7 +227,6 @@ class Watch:
             from observe.report import write_report
 
             self._reported = now
-
             try:
                 write_report(self.config.run.path)
             except Exception as error:  # noqa: BLE001  whatever a plotting library raises, training goes on
