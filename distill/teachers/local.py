@@ -147,9 +147,10 @@ def identity(name: str, path: Path) -> dict[str, str]:
     if not huggingface.is_folder(path):
         sums = folder.sums(path)
         return {"digest": _digest([sums[checkpoint.MODEL_CONFIG], sums[checkpoint.MODEL]])}
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise TeacherError(f"teacher.model: {path} has no *.safetensors: weights are read from these alone")
+    try:
+        files = huggingface.weight_files(path)
+    except CheckpointError as error:
+        raise TeacherError(f"teacher.model: {error}") from error
     return {"digest": _digest([folder.sha256(file) for file in (path / huggingface.CONFIG, *files)])}
 
 
