@@ -15,14 +15,14 @@ from torch import Tensor
 
 from models.inference import captured
 from models.inference.sampling import Sampling
-from models.state import State
+from models.state import GRAIN, State
 
 DRAWN_AT_ONCE = 64  # numbers a sequence: its generator is asked for so many tokens ahead
 READ_EVERY = {"cuda": 8}  # tokens, by device: reading them waits for the device, which has nothing to do meanwhile
 STILL_RUNNING = 0.75  # of the sequences in the batch, at most: then those that have ended leave it
 STILL_RUNNING_CAPTURED = 0.5  # where each batch size costs a recording
 TOKENS_AT_ONCE = 4096  # of all prompts together: what they need at once is bounded, their logits above all
-GRAIN = 64  # caches have a multiple of so many entries, as GPUs like them
+ROOM = 256  # new tokens that caches have room for from the start
 
 
 def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
@@ -202,6 +202,7 @@ class _Batch:
         padded = [[0] * more + list(prompt) for more, prompt in zip(padding, prompts, strict=True)]
         fed = -(-(longest + max(self.room) - 1) // GRAIN) * GRAIN  # at most: the last token drawn is not
         self.state = model.new_state(len(prompts), torch.tensor(padding, device=self.device), fed)
+        self.state.hold(min(longest + ROOM, fed))
         recorded = graphs and captured.available(self.device)
         self.captured = captured.CapturedSteps(model, self.state) if recorded else None
         input_ids = torch.tensor(padded, dtype=torch.int64, device=self.device)
