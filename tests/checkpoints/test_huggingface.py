@@ -319,6 +319,8 @@ def test_a_shorter_context_costs_less_and_changes_nothing_within_it(folder, name
 def test_where_texts_begin_and_end(folder):
     _, path = folder("Qwen3")
     tokenizer = Tokenizer.load(path)
+    assert text_start(path, tokenizer) == text_start("runs/x", tokenizer) == [tokenizer.end_of_text]
+    tokenizer.declares_begin = False  # as Qwen3's
     assert text_start(path, tokenizer) == [] and text_start("runs/x", tokenizer) == [tokenizer.end_of_text]
     (path / "generation_config.json").unlink()
     config = json.loads((path / "config.json").read_text())
@@ -357,7 +359,7 @@ def test_a_model_of_the_hub_is_a_folder_in_its_cache(cached):
     assert config == load_model(cached)[2] and torch.equal(
         model.embedding.weight, load_model(cached)[0].embedding.weight
     )
-    assert text_start("hub:someone/small", tokenizer) == []
+    assert text_start("hub:someone/small", tokenizer) == [0]
     (cached / "generation_config.json").write_text('{"eos_token_id": [5, 9]}')
     assert stop_ids("hub:someone/small", tokenizer) == [0, 5, 9]
 
