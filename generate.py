@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from machine import process
@@ -33,7 +34,7 @@ def main() -> int:
     process.prepare()
     import torch
 
-    from checkpoints import CheckpointError, load_model, stop_ids
+    from checkpoints import CheckpointError, load_model, locate, never_drawn, stop_ids
     from models.compilation import compile_steps
     from models.inference.decoding import generate
     from models.inference.ready import for_decoding
@@ -46,8 +47,9 @@ def main() -> int:
         return 2
     dtype = torch.bfloat16 if arguments.weights == "bf16" else None
     try:
-        model, tokenizer, config = load_model(arguments.checkpoint, device, context=arguments.context, dtype=dtype)
-        ends = stop_ids(arguments.checkpoint, tokenizer)
+        path = locate(arguments.checkpoint)
+        model, tokenizer, config = load_model(path, device, context=arguments.context, dtype=dtype, located=True)
+        ends, never = stop_ids(path, tokenizer), never_drawn(path, tokenizer)
     except CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
@@ -59,30 +61,34 @@ def main() -> int:
         print(f"--stop: {', '.join(map(repr, unknown))} is not one token of this tokenizer", file=sys.stderr)
         return 2
     ends += further
+    never = [token for token in never if token not in further]  # whoever names a stop wants it
     if arguments.chat:
-        return _chat(arguments, model, tokenizer, ends)
-    prompts = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in arguments.prompts]
+        return _chat(arguments, path, model, tokenizer, ends, never)
+    prompts = [[tokenizer.begin_of_text, *tokenizer.encode(prompt)] for prompt in arguments.prompts]
     if max(len(prompt) for prompt in prompts) >= config.context:
         longest = max(len(prompt) for prompt in prompts)
         print(f"a prompt has {longest} tokens: use fewer than the model's context of {config.context}", file=sys.stderr)
         return 2
     single = len(prompts) == 1
-    stream = _Stream(tokenizer.decode) if single else None
+    stream = _Stream(lambda ids: tokenizer.continuation(prompts[0], ids)) if single else None
     if single:
         print(arguments.prompts[0], end="", flush=True)
     outputs = generate(
         model, prompts, arguments.max_new_tokens, ends, arguments.sampling, stream and stream.token,
-        tokenizer.vocab_size,
+        tokenizer.vocab_size, never=never,
     )  # fmt: skip
     if single:
         stream.finish()
     else:
-        for prompt, new in zip(arguments.prompts, outputs, strict=True):
-            print(f"{prompt}{tokenizer.decode(new)}\n")
+        for text, prompt, new in zip(arguments.prompts, prompts, outputs, strict=True):
+            print(f"{text}{tokenizer.continuation(prompt, new)}\n")
     return 0
 
 
-def _chat(arguments: argparse.Namespace, model: "nn.Module", tokenizer: "Tokenizer", ends: list[int]) -> int:
+def _chat(
+    arguments: argparse.Namespace, path: Path, model: "nn.Module", tokenizer: "Tokenizer", ends: list[int],
+    never: list[int],
+) -> int:  # fmt: skip
     """Read messages and answer them until there are no more; returns the exit code."""
     from checkpoints import text_start
     from models.inference.decoding import generate
@@ -95,7 +101,7 @@ def _chat(arguments: argparse.Namespace, model: "nn.Module", tokenizer: "Tokeniz
         print(f"{arguments.checkpoint} cannot chat: {error}", file=sys.stderr)
         return 1
     conversation = _Conversation(
-        format, text_start(arguments.checkpoint, tokenizer), model.config.context, arguments.max_new_tokens,
+        format, text_start(path, tokenizer), model.config.context, arguments.max_new_tokens,
         arguments.system,
     )  # fmt: skip
     if refusal := conversation.refusal():
@@ -112,7 +118,8 @@ def _chat(arguments: argparse.Namespace, model: "nn.Module", tokenizer: "Tokeniz
             stream = _Stream(tokenizer.decode)
             try:
                 generate(model, [prompt], arguments.max_new_tokens, ends, arguments.sampling, stream.token,
-                         tokenizer.vocab_size, seeds=[arguments.sampling.seed + conversation.turns])  # fmt: skip
+                         tokenizer.vocab_size, seeds=[arguments.sampling.seed + conversation.turns],
+                         never=never)  # fmt: skip
             except KeyboardInterrupt:
                 print(" [ended]", end="", file=sys.stderr, flush=True)
             stream.finish()
@@ -173,7 +180,9 @@ class _Conversation:
         self.turns += 1
 
     def _prompt(self) -> list[int]:
-        return self.start + self.format.prompt(self.system + self.messages)
+        from tokenizer.conversations import begun
+
+        return begun(self.start, self.format.prompt(self.system + self.messages))
 
 
 class _Stream:

@@ -5,9 +5,18 @@
 """
 
 from checkpoints.checkpoint import CheckpointError, RunState, newest, resolve, take_stock
-from checkpoints.loading import load_model, locate, read_model, read_shape, stop_ids, text_start, tokenizer_of
+from checkpoints.loading import (
+    load_model,
+    locate,
+    never_drawn,
+    read_model,
+    read_shape,
+    stop_ids,
+    text_start,
+    tokenizer_of,
+)  # fmt: skip
 
 __all__ = [
-    "CheckpointError", "RunState", "load_model", "locate", "newest", "read_model", "read_shape", "resolve", "stop_ids",
-    "take_stock", "text_start", "tokenizer_of",
+    "CheckpointError", "RunState", "load_model", "locate", "never_drawn", "newest", "read_model", "read_shape",
+    "resolve", "stop_ids", "take_stock", "text_start", "tokenizer_of",
 ]  # fmt: skip

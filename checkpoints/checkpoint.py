@@ -5,7 +5,7 @@
     state.json             RunState: where in the run this is
     model.json             ModelConfig
     config.yaml            the run's resolved config
-    tokenizer/             as `transformers` loads it
+    tokenizer/             as `transformers` loads it; it states the token that begins a text
     manifest.json          sha256 of all of these, written last (storage.folder)
 
 A run that was stopped in a validation has a second checkpoint of that step, `step-00001200-later`, and one that was
@@ -67,6 +67,7 @@ class RunState:
     loss_count: int = 0  # running mean of the current phase's training loss (training/stability.py): steps in it,
     loss_mean: float = 0.0  # the mean, older steps counting less, nats a token,
     loss_variance: float = 0.0  # and its variance
+    special_tokens: list[int] | None = None  # that training documents hold so far; None: an older version wrote this
 
     @property
     def ends_phase(self) -> bool:
@@ -159,7 +160,7 @@ def save(
         (temporary / STATE).write_text(json.dumps(dataclasses.asdict(state), indent=1))
         (temporary / MODEL_CONFIG).write_text(json.dumps(dataclasses.asdict(model_config), indent=1))
         (temporary / RUN_CONFIG).write_text(yaml.safe_dump(run_config, sort_keys=False))
-        tokenizer.save(temporary / TOKENIZER)
+        tokenizer.save(temporary / TOKENIZER, begins=True)
     if problems := folder.verify(path):
         folder.set_aside(path)
         raise OSError(errno.EIO, f"the disk does not give back what was written ({'; '.join(problems)})", str(path))
@@ -170,7 +171,8 @@ def save(
 
 def _is_of(path: Path, state: RunState) -> bool:
     """Whether the checkpoint at `path` holds this state, whenever it was."""
-    return dataclasses.replace(read_state(path), seconds=state.seconds) == state
+    same = {"seconds": state.seconds, "special_tokens": state.special_tokens}
+    return dataclasses.replace(read_state(path), **same) == state
 
 
 def _check_room(root: Path, path: Path, tensors: list["Tensor"]) -> None:

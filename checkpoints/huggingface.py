@@ -5,7 +5,9 @@ activations, biases in odd places) is refused by name, because a model that is n
 Weights are read from safetensors alone.
 """
 
+import functools
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LLAMA_NAMES = (  # pattern of their name, ours
     (r"model\.embed_tokens\.", "embedding."),
     (r"model\.norm\.", "final_norm."),
@@ -49,6 +52,8 @@ _GPT2_NAMES = (
 )
 _GPT2_QKV = re.compile(r"h\.(\d+)\.attn\.c_attn\.(weight|bias)")
 _NO_WEIGHTS = re.compile(r".*\.(?:rotary_emb\.inv_freq|attn\.(?:masked_)?bias)")  # buffers that old folders store
+
+logger = logging.getLogger(__name__)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -273,32 +278,60 @@ def _stored(path: Path, place: Callable[[str, "Tensor"], "Tensor"]) -> dict[str,
         return tensor
 
     stored: dict[str, Tensor] = {}
-    for file in _files(path):
+    for file in weight_files(path):
         try:
-            stored |= tensors.read(file, placed)
+            found = tensors.read(file, placed)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read ({error})") from error
+        if twice := sorted(stored.keys() & found.keys()):
+            raise CheckpointError(f"{file} has weights that another file of its folder has too ({twice[0]}): remove "
+                                  f"those that are not the model's, or name the right ones in a {INDEX}")  # fmt: skip
+        stored |= found
     if packed:
         raise CheckpointError(f"{path}: quantised weights are not read: {', '.join(packed[:5])}; use a folder with "
                               "fp32, bf16 or fp16")  # fmt: skip
     return {name: tensor for name, tensor in stored.items() if not _NO_WEIGHTS.fullmatch(name)}
 
 
-def _files(path: Path) -> list[Path]:
-    """Where the weights are: in the files of the index, in model.safetensors, or in all there are. Some folders hold
-    them once more by other names, as consolidated.safetensors."""
-    index = path / "model.safetensors.index.json"
+def weight_files(path: Path) -> list[Path]:
+    """Where the weights of the model in the folder `path` are, as `transformers` chooses: in model.safetensors, else in
+    the files of the index, else in all there are. Some folders hold them once more by other names, as
+    consolidated.safetensors; an index beside model.safetensors is what a model saved before has left, and told so.
+
+    Raises:
+        CheckpointError: there are none, or the index is none.
+    """
+    whole, index = path / WEIGHTS, path / INDEX
+    if whole.exists():
+        if index.exists():
+            _tell_of_stale(path)
+        return [whole]
     if index.exists():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [path / Path(name).name for name in sorted(names)]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is no index of weights ({error!r})") from error
-    whole = path / "model.safetensors"
-    files = [whole] if whole.exists() else sorted(path.glob("*.safetensors"))
+        return [path / name for name in _indexed(index)]
+    files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{path} has no *.safetensors: weights are loaded from safetensors files only")
     return files
+
+
+@functools.cache
+def _tell_of_stale(path: Path) -> None:
+    """Warn, once, of the files beside model.safetensors that no one reads."""
+    try:
+        shards = [name for name in _indexed(path / INDEX) if name != WEIGHTS and (path / name).exists()]
+    except CheckpointError:
+        shards = []
+    logger.warning("%s: its weights are read from %s, as transformers does; beside it, of another save and not read: "
+                   "%s (remove what is not the model's)", path, WEIGHTS, ", ".join([INDEX, *shards]))  # fmt: skip
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names. Raises CheckpointError where it is none."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({Path(name).name for name in names})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of weights ({error!r})") from error
 
 
 def _check_names_and_shapes(path: Path, config: ModelConfig, weights: dict[str, "Tensor"]) -> None:

@@ -49,9 +49,10 @@ def tokenizer_of(path: Path) -> Path:
 
 
 def text_start(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
-    """What stands before the first token of a text for the model at `path`: ours learn that a text begins after the end
-    of another one, stock models know a text's first token as its first."""
-    return [] if _is_stock(path) else [tokenizer.end_of_text]
+    """What stands before the first token of a text for the model at `path`: the token that its tokenizer declares.
+    Where it declares none, ours learn that a text begins after the end of another one, stock models know a text's first
+    token as its first."""
+    return [] if _is_stock(path) and not tokenizer.declares_begin else [tokenizer.begin_of_text]
 
 
 def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
@@ -66,13 +67,39 @@ def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
     return sorted({tokenizer.end_of_text, *there})
 
 
+def never_drawn(path: Path, tokenizer: "Tokenizer") -> list[int]:
+    """The special tokens that the model in a folder that `locate` gave has never seen, so that what it makes of them is
+    an accident: those that no training document held, as its checkpoint records; where nothing is recorded, all but
+    those that end a text or an answer.
+
+    Raises:
+        CheckpointError: the checkpoint's state.json cannot be read.
+    """
+    special = set(tokenizer.special_tokens.values())
+    held = None if _is_stock(path) else checkpoint.read_state(path).special_tokens
+    return sorted(special - (_ends(path, tokenizer) if held is None else set(held)))
+
+
+def _ends(path: Path, tokenizer: "Tokenizer") -> set[int]:
+    """All tokens that end what the model in a folder that `locate` gave says, answers in a conversation too."""
+    from tokenizer import TokenizerError
+    from tokenizer.conversations import ChatFormat
+
+    ends = set(stop_ids(path, tokenizer))
+    try:
+        return ends | set(ChatFormat(tokenizer).stop_ids)
+    except TokenizerError:  # it holds no conversations
+        return ends
+
+
 def _is_stock(path: str | Path) -> bool:
     return hub.is_name(path) or huggingface.is_folder(path)
 
 
 def load_model(
-    path: str | Path, device: str = "cpu", *, context: int | None = None, dtype: "torch.dtype | None" = None
-) -> tuple["nn.Module", "Tokenizer", ModelConfig]:
+    path: str | Path, device: str = "cpu", *, context: int | None = None, dtype: "torch.dtype | None" = None,
+    located: bool = False,
+) -> tuple["nn.Module", "Tokenizer", ModelConfig]:  # fmt: skip
     """The model in evaluation mode, its tokenizer and its config, from anything that `locate` finds.
 
     Args:
@@ -80,6 +107,7 @@ def load_model(
             context is shorter keeps that.
         dtype: of the weights (None: fp32), as they are read, one after the other, to the device: a whole copy in
             another type never exists. Norms stay fp32, as in models.inference.ready.for_decoding.
+        located: `path` is what `locate` has just given, so it is not verified once more.
 
     Raises:
         CheckpointError: there is no model, or it does not verify.
@@ -87,7 +115,7 @@ def load_model(
     from models import build_model
     from tokenizer import Tokenizer, TokenizerError
 
-    path = locate(path)
+    path = Path(path) if located else locate(path)
     config, weights = read_model(path, device, dtype)
     try:
         tokenizer = Tokenizer.load(tokenizer_of(path))

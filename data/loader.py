@@ -4,8 +4,9 @@ A sample is one packed row of `context` positions. Sample k of a phase is a pure
 mixture names its source, a permutation of that source's rows (another one each epoch) names the row. A step's global
 batch is a range of samples; each rank takes every world-size-th of them. Nothing here has a state to save.
 
-A stored document t1 .. tn END is trained as inputs END t1 .. tn with labels t1 .. tn END, so every token is learned
-and generation starts from END. Of conversations only those labels stay whose token the shards' mask has as trained.
+A stored document t1 .. tn END is trained as inputs BEGIN t1 .. tn with labels t1 .. tn END, so every token is learned
+and generation starts from BEGIN: the token that the tokenizer declares to begin a text, or else END. Of conversations
+only those labels stay whose token the shards' mask has as trained.
 Beside them go a teacher's scores, where there are any (data/scores.py).
 """
 

@@ -99,8 +99,9 @@ def prepare(
         paths = {}
         for name in data.sources:
             about = {**inputs[name], "tokenizer": chosen.fingerprint}
+            about |= _begin(chosen)
             if data.sources[name].conversations:
-                about["chat_template"] = _chat_format(name, chosen).fingerprint
+                about["chat_template"] = _manner(_chat_format(name, chosen))
             paths[name] = root / f"{name}-{_fingerprint(about)}"
             with _to_be_made(name, paths[name], log) as missing:
                 if missing:
@@ -134,6 +135,16 @@ def _work(documents: Documents) -> Iterator[None]:
         raise
     finally:
         documents.close()
+
+
+def _begin(tokenizer: Tokenizer) -> dict[str, int]:
+    """The token that is read before each document, where it is another one than the end of the document before."""
+    return {} if tokenizer.begin_of_text == tokenizer.end_of_text else {"begin_of_text": tokenizer.begin_of_text}
+
+
+def _manner(chat: ChatFormat) -> str:
+    """What tells how conversations are stored from any other way."""
+    return chat.fingerprint + ("-without-begin" if chat.writes_begin else "")
 
 
 def _chat_format(name: str, tokenizer: Tokenizer) -> ChatFormat:
@@ -306,6 +317,7 @@ def _write_source(
             "valid_source": documents.source.valid_from,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "end_of_text": tokenizer.end_of_text,
+            **_begin(tokenizer),
             "vocab_size": tokenizer.vocab_size,
             "dtype": dtype.name,
             "splits": splits,
@@ -314,6 +326,8 @@ def _write_source(
         }
         if selection.held_out_end is not None:
             description["held_out_end"] = dict(zip(("characters", "of"), selection.held_out_end, strict=True))
+        special = tokenizer.special_tokens.values()
+        description["special_tokens"] = shards.special_tokens(temporary, description, special)
         (temporary / shards.DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
         if selection.first_malformed():
             with open(temporary / shards.QUARANTINE, "w", encoding="utf-8") as file:
@@ -341,7 +355,10 @@ def _why_none(documents: Documents) -> str:
 def _tokenised(documents: Documents, tokenizer: Tokenizer, log: Log) -> list[Path]:
     """The folders of tokens of every piece, made by as many processes as are worth it."""
     selection, work = documents.selection, documents.work
-    template = f"-{ChatFormat(tokenizer).fingerprint[:12]}" if documents.source.conversations else ""
+    template = ""
+    if documents.source.conversations:
+        chat = ChatFormat(tokenizer)
+        template = _manner(chat).replace(chat.fingerprint, f"-{chat.fingerprint[:12]}")
     text = work / f"tokenizer-{tokenizer.fingerprint[:12]}{template}"
     if not text.exists():
         with folder.write(text) as temporary:

@@ -5,7 +5,8 @@ A source's folder holds, for each split, numbered pairs of raw little-endian fil
     train-00000.tokens   every document's tokens followed by one end-of-text, as uint16 or uint32
     train-00000.lengths  the number of tokens of each document, its end-of-text included, as int64
     train-00000.mask     of conversations: 1 where a token is trained, 0 where it is only read, one uint8 a token
-    dataset.json         counts of each split, names of its shards, the tokenizer they were made with, what was dropped
+    dataset.json         counts of each split, names of its shards, the tokenizer they were made with, what was dropped,
+                         and `special_tokens`: ids of those that training documents hold
     quarantine.jsonl     the rows that were no documents, if there were any: reason, place ("file:line"), detail
 
 A document never spans two shards. The folder as a whole is written and verified by `storage.folder`.
@@ -14,7 +15,7 @@ A document never spans two shards. The folder as a whole is written and verified
 import collections
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ DESCRIPTION, QUARANTINE = "dataset.json", "quarantine.jsonl"
 SPLITS = ("train", "valid")
 LENGTHS = numpy.dtype("<i8")
 MASK = numpy.dtype("u1")
+SCANNED_AT_ONCE = 2**22  # tokens
 COUNTS = ("documents", "tokens", "characters", "bytes")  # of a split; `bytes` are UTF-8 bytes of text
 TRAINED_COUNTS = ("trained_tokens", "trained_bytes")  # of conversations besides: what is trained, and its text
 
@@ -56,10 +58,11 @@ def end_held_out(about: dict[str, Any]) -> str | None:
 
 def digest(folder: Path) -> str:
     """What tells the documents of a folder from any other's, wherever its corpus lay: a sum over the sums of its tokens
-    and of which of them are trained."""
+    and of which of them are trained; and what is read before each, where that is not the end of another one."""
+    begin = {name: value for name, value in describe(folder).items() if name == "begin_of_text"}
     ends = (".tokens", ".lengths", ".mask")
     of_tokens = {name: digest for name, digest in sums(folder).items() if name.endswith(ends)}
-    return hashlib.sha256(json.dumps(of_tokens, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(of_tokens | begin, sort_keys=True).encode()).hexdigest()
 
 
 def counts_of(masked: bool) -> dict[str, int]:
@@ -140,6 +143,18 @@ def join(parts: Sequence[Path], target: Path, split: str, dtype: numpy.dtype, sh
                     file.write(mask[start : start + size].data)
             first, start, room = first + fitting, start + size, room - size
     return {**counts, "shards": stems}
+
+
+def special_tokens(folder: Path, about: dict[str, Any], special: Collection[int]) -> list[int]:
+    """Which of the `special` ids the training documents in `folder` hold, in order; the token that ends each counts.
+    `about` is the folder's dataset.json, in which preparation records them."""
+    if "special_tokens" in about:
+        return about["special_tokens"]
+    held = numpy.zeros(max(about["vocab_size"], *special) + 1, dtype=bool)
+    for _, tokens, _ in stored(folder, about, "train"):
+        for start in range(0, len(tokens), SCANNED_AT_ONCE):
+            held[tokens[start : start + SCANNED_AT_ONCE]] = True
+    return sorted(token for token in special if held[token])
 
 
 def _stored(

@@ -22,6 +22,7 @@ class TokenShards:
         about = describe(folder)
         self.about = about["splits"][split]
         self.end_of_text: int = about["end_of_text"]
+        self.begin_of_text: int = about.get("begin_of_text", self.end_of_text)  # what is read before a document
         dtype = np.dtype(about["dtype"]).newbyteorder("<")
         stems = self.about["shards"]
         self.tokens = [np.memmap(folder / f"{stem}.tokens", dtype=dtype, mode="r") for stem in stems]
@@ -45,7 +46,7 @@ class TokenShards:
         tokens = self.tokens[shard]
         labels = np.asarray(tokens[start : start + length], dtype=np.int64)
         inputs = np.empty_like(labels)
-        inputs[0] = tokens[start - 1] if offset else self.end_of_text
+        inputs[0] = tokens[start - 1] if offset else self.begin_of_text
         inputs[1:] = labels[:-1]
         if self.masks is not None:
             labels[self.masks[shard][start : start + length] == 0] = IGNORE

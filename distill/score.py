@@ -3,8 +3,8 @@
 SHARDS is a folder that data.prepare made, shards/NAME-FINGERPRINT. For each of its trained tokens, of both splits, the
 teacher's k likeliest tokens in that place and their log-probabilities go to shards/scores-NAME-FINGERPRINT (format:
 data/scores.py), where a phase with `distill` finds them. The teacher is a run, a Hugging Face folder or hub:OWNER/NAME;
-its tokenizer has to be the shards' own. It reads what a student reads in training: the end of text, then the document,
-whole, or where that is longer than --context in windows of so many tokens.
+its tokenizer has to be the shards' own. It reads what a student reads in training: what begins a text, then the
+document, whole, or where that is longer than --context in windows of so many tokens.
 
 The same command goes on where it was, with any number of processes (accelerate launch -m distill.score ...), which
 share the work by file locks. The fingerprint covers the shards, the teacher, k, --context, the type of its weights and

@@ -133,6 +133,7 @@ def ask(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     stop_text: str | None = None,
+    never: Sequence[int] = (),
     sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     batch: int = 32,
@@ -143,6 +144,7 @@ def ask(
 
     Args:
         stop_ids: tokens that end a reply. stop_text: so does this text; neither is part of the reply.
+        never: tokens that are not drawn (checkpoints.never_drawn).
         seeds: of the draws, one a prompt; needed where the temperature is not 0.
         batch: rows that are decoded together.
         progress: called with (prompts done by this process, all that it has) after each batch; it may raise.
@@ -154,7 +156,7 @@ def ask(
     for rows in mine:
         fitting = [row for row in rows if len(prompts[row]) < model.config.context]
         said = _continued(model, tokenizer, [prompts[row] for row in fitting], max_new_tokens, stop_ids, stop_text,
-                          sampling, None if seeds is None else [seeds[row] for row in fitting])  # fmt: skip
+                          never, sampling, None if seeds is None else [seeds[row] for row in fitting])  # fmt: skip
         replies |= {row: Reply("", "no_room", 0) for row in rows} | dict(zip(fitting, said, strict=True))
         if progress:
             progress(len(replies), sum(map(len, mine)))
@@ -181,6 +183,7 @@ def _continued(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     stop_text: str | None,
+    never: Sequence[int],
     sampling: Sampling,
     seeds: list[int] | None,
 ) -> list[Reply]:
@@ -189,7 +192,8 @@ def _continued(
 
     watched = _Watched(tokenizer, stop_text, len(prompts))
     with contextlib.suppress(_AllStopped):
-        generate(model, prompts, max_new_tokens, stop_ids, sampling, watched.token, tokenizer.vocab_size, seeds=seeds)
+        generate(model, prompts, max_new_tokens, stop_ids, sampling, watched.token, tokenizer.vocab_size, seeds=seeds,
+                 never=never)  # fmt: skip
     room = [min(max_new_tokens, model.config.context - len(prompt)) for prompt in prompts]
     return [watched.reply(row, most) for row, most in enumerate(room)]
 

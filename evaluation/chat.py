@@ -77,6 +77,8 @@ def encoded(
 ) -> tuple[list[Conversation], dict[str, int]]:
     """The conversations as the model reads them, and how many are left out, by reason: the template has no form for
     their roles, or they are longer than the context."""
+    from tokenizer.conversations import begun
+
     left_out: collections.Counter[str] = collections.Counter()
     found = []
     for text in texts:
@@ -85,10 +87,11 @@ def encoded(
             left_out["no_form_in_template"] += 1
             continue
         ids, mask = chat.encode(messages)
-        if len(start) + len(ids) - 1 > context:  # the last token is not fed
+        whole = begun(start, ids)
+        if len(whole) - 1 > context:  # the last token is not fed
             left_out["longer_than_context"] += 1
             continue
-        found.append(Conversation(text, start + ids, [0] * len(start) + mask))
+        found.append(Conversation(text, whole, [0] * (len(whole) - len(ids)) + mask))
     return found, dict(left_out)
 
 
@@ -146,15 +149,15 @@ def answers(
 
 def evaluate(arguments: argparse.Namespace, group: Processes, log: Log) -> dict[str, Any]:
     """The whole result, as --json writes it; the same on every process."""
-    from checkpoints import load_model, locate, text_start
+    from checkpoints import load_model, locate, never_drawn, text_start
     from models.inference.ready import for_decoding
-    from tokenizer.conversations import ChatFormat
+    from tokenizer.conversations import ChatFormat, begun
 
     device = device_of(arguments.device, group)
     path = locate(arguments.checkpoint)
     fraction = valid_fraction_of(path) if arguments.valid_fraction is None else arguments.valid_fraction
     texts, bad = _read(arguments, fraction)
-    model, tokenizer, config = load_model(path, device)
+    model, tokenizer, config = load_model(path, device, located=True)
     chat, start = ChatFormat(tokenizer), text_start(path, tokenizer)
     asked, left_out = encoded(texts, chat, start, config.context)
     if not asked:
@@ -162,9 +165,10 @@ def evaluate(arguments: argparse.Namespace, group: Processes, log: Log) -> dict[
     found = losses(model, asked, group)
     model = for_decoding(model, arguments.weights)
     some = asked[: arguments.answers]
-    prompts = [start + chat.prompt(each.first_turns()) for each in some]
+    prompts = [begun(start, chat.prompt(each.first_turns())) for each in some]
+    never = never_drawn(path, tokenizer)
     said = answers(model, tokenizer, chat, prompts, max_new_tokens=arguments.max_new_tokens, batch=arguments.batch,
-                   group=group, progress=Progress(path.name, group, log))  # fmt: skip
+                   never=never, group=group, progress=Progress(path.name, group, log))  # fmt: skip
     leaks = [leaks_role(reply.text, tokenizer, chat) for reply, _ in said]
     nats, tokens = sum(loss for loss, _ in found), sum(count for _, count in found)
     return {

@@ -184,15 +184,17 @@ def answer(student: Student, form: "ChatFormat", asked: Sequence[Question], **as
     Raises:
         sources.SourceError: a question with its answer is longer than the context.
     """
+    from tokenizer.conversations import begun
+
     talks = [conversations.of_row({"prompt": question.text, "completion": question.answers[0]}) for question in asked]
     encoded, left_out = chat.encoded(talks, form, student.start, student.model.config.context)
     if left_out:
         raise sources.SourceError(f"{sum(left_out.values())} of the questions cannot be asked of {student.path.name}: "
                                   f"{', '.join(left_out)}")  # fmt: skip
     losses = chat.losses(student.model, encoded, asking["group"])
-    prompts = [student.start + form.prompt(each.first_turns()) for each in encoded]
+    prompts = [begun(student.start, form.prompt(each.first_turns())) for each in encoded]
     stop_ids = sorted({*student.ends, *form.stop_ids})
-    replies = ask(student.model, student.tokenizer, prompts, stop_ids=stop_ids, **asking)
+    replies = ask(student.model, student.tokenizer, prompts, stop_ids=stop_ids, never=student.never, **asking)
     return [Answered(reply.text, question.is_answered_by(reply.text), question.is_flipped_by(reply.text), -nats / count)
             for question, reply, (nats, count) in zip(asked, replies, losses, strict=True)]  # fmt: skip
 

@@ -67,18 +67,21 @@ class Student:
     tokenizer: "Tokenizer"
     start: list[int]  # of every text
     ends: list[int]  # tokens, whatever the form
+    never: list[int]  # tokens that are not drawn
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu", weights: "Weights" = "fp32") -> "Student":
         """The model at `path`, ready to decode. Raises CheckpointError."""
         import torch
 
-        from checkpoints import load_model, stop_ids, text_start
+        from checkpoints import load_model, never_drawn, stop_ids, text_start
         from models.inference.ready import for_decoding
 
-        model, tokenizer, _ = load_model(path, device, dtype=torch.bfloat16 if weights == "bf16" else None)
+        dtype = torch.bfloat16 if weights == "bf16" else None
+        model, tokenizer, _ = load_model(path, device, dtype=dtype, located=True)
         model = for_decoding(model, weights)
-        return cls(path, model, tokenizer, text_start(path, tokenizer), stop_ids(path, tokenizer))
+        return cls(path, model, tokenizer, text_start(path, tokenizer), stop_ids(path, tokenizer),
+                   never_drawn(path, tokenizer))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ class Answers:
 def chat_prompts(asked: Sequence[Problem], student: Student) -> Prompts | None:
     """Each question as a user's turn; None where the tokenizer has no template that can be used."""
     from tokenizer import TokenizerError
-    from tokenizer.conversations import ChatFormat
+    from tokenizer.conversations import ChatFormat, begun
 
     try:
         chat = ChatFormat(student.tokenizer)
-        ids = [student.start + chat.prompt([{"role": "user", "content": problem.question}]) for problem in asked]
+        ids = [begun(student.start, chat.prompt([{"role": "user", "content": problem.question}])) for problem in asked]
     except (TokenizerError, ValueError):
         return None
     return Prompts("zero-shot chat", ids, sorted({*student.ends, *chat.stop_ids}), None)
@@ -147,8 +150,9 @@ def solve(
     """
     keys = [(row, sample) for row in range(len(asked)) for sample in range(samples or 1)]
     seeds = [seed_of(sampling.seed, asked[row].id, sample) for row, sample in keys] if samples else None
-    replies = ask(student.model, student.tokenizer, [prompts.ids[row] for row, _ in keys], stop_ids=prompts.stop_ids,
-                  stop_text=prompts.stop_text, sampling=sampling, seeds=seeds, **asking)  # fmt: skip
+    ids = [prompts.ids[row] for row, _ in keys]
+    replies = ask(student.model, student.tokenizer, ids, stop_ids=prompts.stop_ids, stop_text=prompts.stop_text,
+                  never=student.never, sampling=sampling, seeds=seeds, **asking)  # fmt: skip
     found: list[list[Marked]] = [[] for _ in asked]
     for (row, _), reply in zip(keys, replies, strict=True):
         found[row].append(marking.mark(asked[row], reply))

@@ -4,7 +4,7 @@ Both ask documents of the validation split, which never occur in training (data/
 accuracy with its 95% interval.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,14 @@ def word_problems(
     count: int = 200,
     batch: int = 100,
     max_new_tokens: int = 96,
+    never: Sequence[int] = (),
     between: Callable[..., None] = _nothing,
 ) -> ProbeResult:
     """Solves `count` held-out word problems by greedy cached decoding; right is the exact number after "####".
 
     No two problems have the same arithmetic: a short chain that comes up again under other names would be one question
-    counted several times, and the interval would be too narrow. `between` is called at each token, and may raise.
+    counted several times, and the interval would be too narrow. `never` are tokens that are not drawn; `between` is
+    called at each token, and may raise.
 
     Raises:
         ValueError: there are fewer than `count` different problems.
@@ -60,9 +62,9 @@ def word_problems(
     correct = 0
     for first in range(0, count, batch):
         part = tasks[first : first + batch]
-        prompts = [[tokenizer.end_of_text, *tokenizer.encode(task.question + "\n")] for task in part]
+        prompts = [[tokenizer.begin_of_text, *tokenizer.encode(task.question + "\n")] for task in part]
         solutions = generate(model, prompts, max_new_tokens, [tokenizer.end_of_text], Sampling(temperature=0.0),
-                             between, tokenizer.vocab_size)  # fmt: skip
+                             between, tokenizer.vocab_size, never=never)  # fmt: skip
         correct += sum(
             is_correct(tokenizer.decode(solution), task.answer) for task, solution in zip(part, solutions, strict=True)
         )
@@ -99,7 +101,7 @@ def recall(
         between()
         part = asked[first : first + batch]
         longest = max(len(ids) for ids, _ in part)
-        rows = [[tokenizer.end_of_text, *ids] + [tokenizer.end_of_text] * (longest - len(ids)) for ids, _ in part]
+        rows = [[tokenizer.begin_of_text, *ids] + [tokenizer.end_of_text] * (longest - len(ids)) for ids, _ in part]
         with evaluating(model), torch.inference_mode():
             likeliest = model(torch.tensor(rows, device=device)[:, :-1], None).argmax(dim=-1).tolist()
         for (ids, spans), row in zip(part, likeliest, strict=True):

@@ -24,7 +24,7 @@ def identity(path: Path) -> str:
     """16 hex digits of the weights in a folder that `checkpoints.locate` gave, wherever it lies."""
     if not huggingface.is_folder(path):
         return folder.sums(path)[checkpoint.MODEL][:16]
-    files = sorted((file.name, file.stat().st_size) for file in path.glob("*.safetensors"))
+    files = sorted((file.name, file.stat().st_size) for file in huggingface.weight_files(path))
     config = (path / huggingface.CONFIG).read_text(encoding="utf-8")
     return hashlib.sha256(json.dumps([files, config]).encode()).hexdigest()[:16]
 

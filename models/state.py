@@ -1,8 +1,9 @@
 """What a model remembers between tokens while it decodes.
 
 `State.layers` holds what each block's `new_memory(batch, device, dtype)` gave. Of attention that is a `LayerCache`: a
-ring of `window` entries in windowed layers, the whole context in global ones. Keys are stored after rotation, so the
-order of entries in a ring does not matter. Whatever else a layer remembers needs a `keep(rows)` like it.
+ring of `window` entries in windowed layers; in global ones as many as there are tokens, in storage that grows up to the
+whole context. Keys are stored after rotation, so the order of entries in a ring does not matter. Whatever else a layer
+remembers needs a `keep(rows)` like it.
 
 Shapes: B sequences, t new tokens, K key/value heads, S cached entries, D head width.
 """
@@ -11,6 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+GRAIN = 64  # caches have a multiple of so many entries, as GPUs like them
 
 
 class Memory(Protocol):
@@ -21,14 +24,25 @@ class Memory(Protocol):
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, K, capacity, D], the entry of position p in slot p % capacity."""
+    """Keys and values of one layer, [B, K, entries, D], the entry of position p in slot p % capacity.
+
+    Args:
+        capacity: entries at most.
+        entries: those that there is room for at first; `hold` makes more.
+    """
 
     def __init__(
-        self, batch: int, n_kv_heads: int, capacity: int, d_head: int, device: torch.device, dtype: torch.dtype
-    ):
+        self, batch: int, n_kv_heads: int, capacity: int, d_head: int, device: torch.device, dtype: torch.dtype,
+        entries: int = 0,
+    ):  # fmt: skip
         self.capacity = capacity
-        self.keys = torch.zeros(batch, n_kv_heads, capacity, d_head, device=device, dtype=dtype)
+        self.keys = torch.zeros(batch, n_kv_heads, entries, d_head, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
+
+    def hold(self, entries: int) -> None:
+        """Have room for so many entries, or for `capacity`. Tensors of other storage then hold what there is."""
+        if self.keys.shape[2] < min(entries, self.capacity):
+            self.keys, self.values = (_longer(old, min(entries, self.capacity)) for old in (self.keys, self.values))
 
     def extend(self, key: Tensor, value: Tensor, state: "State") -> tuple[Tensor, Tensor, Tensor | None]:
         """Take in `key` and `value` [B, K, t, D]; return the keys and values to attend to, [B, K, S, D], and
@@ -43,7 +57,7 @@ class LayerCache:
                 self.keys.index_copy_(2, state.place % self.capacity, key)
                 self.values.index_copy_(2, state.place % self.capacity, value)
             keys, values, entries = self.keys, self.values, state.entries(self.capacity)
-            if entries < self.capacity:
+            if entries < keys.shape[2]:
                 keys, values = keys.narrow(2, 0, entries), values.narrow(2, 0, entries)
             return keys, values, state.visible.get(self.capacity)
         kept = min(start, self.capacity)
@@ -68,6 +82,13 @@ class LayerCache:
         self.values = self.values.index_select(0, rows)
 
 
+def _longer(old: Tensor, entries: int) -> Tensor:
+    """`old` [B, K, S, D] with zeros behind it: what is not yet filled is masked, but a NaN would come through."""
+    new = old.new_zeros(*old.shape[:2], entries, old.shape[3])
+    new[:, :, : old.shape[2]] = old
+    return new
+
+
 class State:
     """What a model has seen of its sequences: every layer's memory and how many tokens went in."""
 
@@ -80,6 +101,7 @@ class State:
         # While a step is recorded (models/inference/captured.py): `length` as a tensor [1], entries looked at
         self.place: Tensor | None = None
         self.span = 0
+        self._room = 0  # entries that every cache has room for, as far as it looks back
         self._pad(left_padding)
 
     def _pad(self, left_padding: Tensor | None) -> None:
@@ -95,9 +117,22 @@ class State:
     def reserve(self, new: int) -> None:
         """Make ready for `new` tokens, or `refuse` them."""
         self.refuse(new)
+        self.hold(self.length + new)
         masked = new == 1 and (self.left_padding is not None or self.place is not None)
         capacities = {memory.capacity for memory in self.layers if isinstance(memory, LayerCache)} if masked else ()
         self.visible = {capacity: self._visible(capacity) for capacity in capacities}  # once for all layers of a kind
+
+    def hold(self, entries: int) -> None:
+        """Make room for the entries of so many tokens, padding included. Whoever keeps the caches' tensors, as a
+        recording does, asks before for all that it will need: what there is room for stays where it is.
+
+        Where that is not enough it becomes twice as much at least, so that copying costs little a token."""
+        if entries <= self._room:
+            return
+        self._room = -(-max(entries, 2 * self._room) // GRAIN) * GRAIN
+        for memory in self.layers:
+            if isinstance(memory, LayerCache):
+                memory.hold(self._room)
 
     def entries(self, capacity: int) -> int:
         """How many of a cache's entries one new token looks at."""

@@ -20,6 +20,7 @@ from models.kernels.fused import linears, rms_norm, rotate, swiglu
 from models.state import LayerCache, State
 
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position; None: the model turns nothing
+FIRST_ROWS = 32_768  # positions of a rotary table at first
 
 
 class RMSNorm(nn.Module):
@@ -59,24 +60,37 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class RotaryTable(nn.Module):
-    """cos and sin of every position's rotation (RoFormer, Su et al. 2021), in fp32; pairs are (i, i + D/2)."""
+    """cos and sin of each position's rotation (RoFormer, Su et al. 2021), in fp32; pairs are (i, i + D/2). Of a very
+    long context only the beginning is there until `reach` asks for more."""
 
     def __init__(self, context: int, d_head: int, base: float):
         super().__init__()
-        self.base = base
-        self.register_buffer("cos", torch.empty(context, d_head), persistent=False)  # each angle at i and at i + D/2
-        self.register_buffer("sin", torch.empty(context, d_head), persistent=False)  # negative in the first half
+        self.context, self.base = context, base
+        rows = min(context, FIRST_ROWS)
+        self.register_buffer("cos", torch.empty(rows, d_head), persistent=False)  # each angle at i and at i + D/2
+        self.register_buffer("sin", torch.empty(rows, d_head), persistent=False)  # negative in the first half
         self.compute()
 
     def compute(self) -> None:
         """Fill the tables; again after a model that was built on the meta device has been given memory."""
         if self.cos.is_meta:
             return
-        context, d_head = self.cos.shape
+        rows, d_head = self.cos.shape
         frequencies = self.base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-        angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies
+        angles = torch.arange(rows, dtype=torch.float64)[:, None] * frequencies
         self.cos.copy_(torch.cat([angles.cos(), angles.cos()], dim=1))
         self.sin.copy_(torch.cat([-angles.sin(), angles.sin()], dim=1))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def reach(self, length: int) -> None:
+        """Have the positions below `length`, or those of the whole context."""
+        rows = min(length, self.context)
+        if rows <= len(self.cos):
+            return
+        rows = min(max(rows, 2 * len(self.cos)), self.context)
+        self.cos, self.sin = (old.new_empty(rows, old.shape[1]) for old in (self.cos, self.sin))
+        self.compute()
 
     def _apply(self, *arguments, **keywords):
         """Moves between devices, but never to a lower precision: bf16 cannot tell neighbouring positions apart."""
@@ -130,8 +144,10 @@ class Attention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def new_memory(self, batch: int, device: torch.device, dtype: torch.dtype, length: int) -> LayerCache:
-        """For `batch` sequences of at most `length` tokens."""
-        return LayerCache(batch, self.n_kv_heads, min(self.window or length, length), self.d_head, device, dtype)
+        """For `batch` sequences of at most `length` tokens: a window's ring as a whole, else what grows with them."""
+        capacity = min(self.window or length, length)
+        ring = capacity if self.window else 0
+        return LayerCache(batch, self.n_kv_heads, capacity, self.d_head, device, dtype, ring)
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask) -> Tensor:
         query, key, value = self._project(x, rotation)
@@ -211,8 +227,12 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             self.position_embedding = Embedding(config.context, config.d_model)
         else:
-            self.rotary_local = RotaryTable(config.context, config.d_head, config.rope_base)
-            self.rotary_global = RotaryTable(config.context, config.d_head, config.rope_base_global)
+            kinds = {config.layer_window(layer) is None for layer in range(config.n_layers)}
+            local, everywhere = (
+                RotaryTable(config.context, config.d_head, base) if is_global in kinds else None
+                for is_global, base in ((False, config.rope_base), (True, config.rope_base_global))
+            )
+            self.rotary_local, self.rotary_global = local, everywhere
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.final_norm = make_norm(config)
         self.head = None if config.tied_head else Linear(config.d_model, config.vocab_size, bias=False)
@@ -280,7 +300,7 @@ class Transformer(nn.Module):
             raise ValueError(f"{length} tokens do not fit the model's context of {self.config.context}")
         kernel = kernel_for(input_ids.device, self.config.d_head, self._activation_dtype(), length)
         layout = Layout.of(document_ids, length, input_ids.device, kernel)
-        rotations = self._rotations(layout.positions)
+        rotations = self._rotations(layout.positions, length)
         masks = {window: layout.mask(window) for window in {block.attention.window for block in self.blocks}}
         drops = self.training and self.config.dropout > 0 and dropout_seeds is not None
         x = self._embed(input_ids, layout.positions)
@@ -313,8 +333,8 @@ class Transformer(nn.Module):
         return weight.dtype if weight.is_floating_point() else torch.float32  # int8 weights have fp32 activations
 
     def new_state(self, batch: int, left_padding: Tensor | None = None, length: int | None = None) -> State:
-        """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding. Who says
-        that at most `length` tokens will be fed, padding included, gets by with less memory."""
+        """An empty decoding state for `batch` sequences; row b's first `left_padding[b]` inputs are padding. Caches
+        grow with what is fed; at most `length` tokens, padding included, if that is given."""
         device, dtype = self.embedding.weight.device, self._activation_dtype()
         length = min(length or self.config.context, self.config.context)
         layers = [block.new_memory(batch, device, dtype, length) for block in self.blocks]
@@ -330,15 +350,21 @@ class Transformer(nn.Module):
         """
         state.reserve(input_ids.shape[1])
         positions = state.positions(input_ids.shape[1], input_ids.device)
-        rotations = self._rotations(positions)
+        rotations = self._rotations(positions, state.span or state.length + input_ids.shape[1])
         x = self._embed(input_ids, positions)
         for block, memory in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, rotations[block.attention.window is None], memory, state)
         state.advance(input_ids.shape[1])
         return self._logits(self.final_norm(x[:, -1:] if only_last else x))
 
-    def _rotations(self, positions: Tensor) -> tuple[Rotation, Rotation]:
-        """(cos, sin) of windowed layers, then of global ones."""
+    def _rotations(self, positions: Tensor, length: int) -> tuple[Rotation, Rotation]:
+        """(cos, sin) of windowed layers, then of global ones, at positions below `length`; None for a kind that there
+        is not."""
         if self.config.positions == "learned":
             return None, None
-        return self.rotary_local(positions), self.rotary_global(positions)
+        rotations: list[Rotation] = []
+        for table in (self.rotary_local, self.rotary_global):
+            if table is not None:
+                table.reach(length)
+            rotations.append(None if table is None else table(positions))
+        return tuple(rotations)

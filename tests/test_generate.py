@@ -102,7 +102,9 @@ def test_a_conversation_from_a_pipe_is_answered_line_by_line(run_folder):
         for role, content in said:
             ids += [tokenizer.token_id(f"<|{role}|>"), *tokenizer.encode(content), ends[1]]
         ids.append(tokenizer.token_id("<|assistant|>"))
-        (new,) = generate(model, [ids], 6, ends, Sampling(), entries=tokenizer.vocab_size, seeds=[3 + turn])
+        never = [token for token in tokenizer.special_tokens.values() if token not in ends]
+        (new,) = generate(model, [ids], 6, ends, Sampling(), entries=tokenizer.vocab_size, seeds=[3 + turn],
+                          never=never)  # fmt: skip
         expected.append(tokenizer.decode(new))
         said.append(("assistant", expected[-1]))
     assert done.stdout == "".join(f"{answer}\n" for answer in expected)

@@ -2,12 +2,14 @@
 
 Ours are byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; over bytes as in GPT-2): every byte is
 in the vocabulary, so any UTF-8 text comes back exactly. What this class adds to the library: text never turns into
-special ids unless asked to, a fingerprint for shards and checkpoints, and folders that `transformers` loads.
+special ids unless asked to, the token that begins a text, a fingerprint for shards and checkpoints, and folders that
+`transformers` loads.
 """
 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ END_OF_TEXT_NAMES = (
     "<|eos|>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[SEP]",
 )  # fmt: skip
 
+_BEFORE = 16  # tokens before a continuation that it is decoded with
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +58,12 @@ class Tokenizer:
         vocab_size: the highest id plus one; for our own tokenizers that is the count of entries.
         end_of_text: id of the token that separates documents ("<|endoftext|>" in ours).
         end_of_text_token: its name.
+        begin_of_text: id of the token that stands before a text's first: the one that the tokenizer's post-processor
+            puts there, or its config asks for by `add_bos_token`; where it declares none, the end of text, after which
+            our models learn that a text begins. `encode` never adds it.
+        declares_begin: whether it declares one.
         fingerprint: sha256 (hex) of the canonical tokenizer.json; equal fingerprints mean equal ids for every text.
+            That a text begins after the end of another one, as `save` states it, is no part of it.
         chat_template: the Jinja template of its conversations, or None.
     """
 
@@ -69,6 +78,10 @@ class Tokenizer:
         self.end_of_text_token = _find_end_of_text(engine, definition, config or {})
         self.end_of_text: int = engine.token_to_id(self.end_of_text_token)
         _settle(definition, self.end_of_text_token, self.end_of_text)
+        begin = _find_begin_of_text(engine, config or {})
+        self.declares_begin = begin is not None
+        self.begin_of_text: int = self.end_of_text if begin is None else begin
+        self._states_begin = self._without_statement(definition)
         # Two engines, since whether special tokens are recognised is a state of the engine and not of a call.
         self._marked, self._plain = _engine(definition), _engine(definition)
         self._plain.encode_special_tokens = True
@@ -131,6 +144,7 @@ class Tokenizer:
         engine.train_from_iterator(texts, trainer)
         engine.pre_tokenizer = _byte_level(SPLIT)
         trained = cls(engine.to_str())
+        trained.declares_begin = trained._states_begin = True
         if trained.vocab_size < vocab_size:
             logger.warning(
                 "the text repeats too little for %s tokens: the tokenizer has %s", f"{vocab_size:,}",
@@ -138,8 +152,13 @@ class Tokenizer:
             )  # fmt: skip
         return trained
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json into `folder`, as `transformers.AutoTokenizer` reads them."""
+    def save(self, folder: str | Path, begins: bool = False) -> None:
+        """Write tokenizer.json and tokenizer_config.json into `folder`, as `transformers.AutoTokenizer` reads them.
+
+        `begins`: where the tokenizer declares no beginning of text, state the end of text as one, so that whoever loads
+        it beside a model of ours puts it before a text, as we do. Our own tokenizers always state it.
+        """
+        states = self._states_begin or (begins and not self.declares_begin)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # This class in `transformers` takes tokenizer.json as it is; the model-specific ones rebuild parts of it.
@@ -150,8 +169,45 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,  # the default of older versions: decoding would drop spaces
             **kept,
         }
-        storage_folder.write_file(folder / TOKENIZER_FILE, self._marked.to_str(pretty=True))
+        if states:
+            config.pop("add_bos_token", None)  # of older versions, which would put the token of another name there
+            if "bos_token" not in (self.chat_template or ""):  # which would write another text with one
+                config.setdefault("bos_token", self.end_of_text_token)
+        tokenizer_json = json.dumps(self._definition(states), indent=2, ensure_ascii=False)
+        storage_folder.write_file(folder / TOKENIZER_FILE, tokenizer_json)
         storage_folder.write_file(folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def _definition(self, states_begin: bool) -> dict[str, Any]:
+        """The tokenizer.json, with or without the statement that a text begins after the end of another one."""
+        definition = json.loads(self._marked.to_str())
+        if states_begin:
+            own, statement = definition["post_processor"], self._statement()
+            definition["post_processor"] = (
+                statement if own is None else {"type": "Sequence", "processors": [own, statement]}
+            )
+        return definition
+
+    def _statement(self) -> dict[str, Any]:
+        """The post-processor that puts the end of text before every text, as tokenizer.json has it."""
+        name = self.end_of_text_token
+        single, second = (
+            [{"SpecialToken": {"id": name, "type_id": number}}, {"Sequence": {"id": letter, "type_id": number}}]
+            for number, letter in enumerate("AB")
+        )
+        special = {name: {"id": name, "ids": [self.end_of_text], "tokens": [name]}}
+        return {"type": "TemplateProcessing", "single": single, "pair": single + second, "special_tokens": special}
+
+    def _without_statement(self, definition: dict[str, Any]) -> bool:
+        """Take that post-processor out of `definition`; whether it was there."""
+        found, statement = definition.get("post_processor"), self._statement()
+        if found == statement:
+            definition["post_processor"] = None
+            return True
+        processors = (found or {}).get("processors") or []
+        if len(processors) == 2 and processors[1] == statement:
+            definition["post_processor"] = processors[0]
+            return True
+        return False
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of `text`; nothing is added at either end.
@@ -187,6 +243,14 @@ class Tokenizer:
             raise ValueError(f"{wrong} is no token id of this tokenizer: they go from 0 to {self.vocab_size - 1}")
         return self._plain.decode(ids, skip_special_tokens=skip_special)
 
+    def continuation(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """The text of `ids` as it goes on behind the ids `before`: decoded together with them, for many tokenizers
+        leave out the space with which a text's first token begins."""
+        special = set(self._special.values())
+        head = [token for token in before if token not in special][-_BEFORE:]
+        said, whole = self.decode(head), self.decode([*head, *ids])
+        return whole[len(os.path.commonprefix([said, whole])) :]
+
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry by its name, such as "<|end|>"; None if there is none."""
         return self._plain.token_to_id(token)
@@ -216,7 +280,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickling the engines themselves would lose `encode_special_tokens`: special ids forged in worker processes.
-        return Tokenizer, (self._marked.to_str(), self._config)
+        return Tokenizer, (json.dumps(self._definition(self._states_begin)), self._config)
 
     def __repr__(self) -> str:
         return (
@@ -269,6 +333,17 @@ def _find_end_of_text(engine: tokenizers.Tokenizer, definition: dict[str, Any], 
         looked_for = " ".join(END_OF_TEXT_NAMES) + (f" {declared}" if declared else "")
         raise TokenizerError(f'no end-of-text token: it needs one of {looked_for}, or "eos_token" in {CONFIG_FILE}')
     return candidates[0]
+
+
+def _find_begin_of_text(engine: tokenizers.Tokenizer, config: dict[str, Any]) -> int | None:
+    """The token that the post-processor puts right before a text, or that the config asks for; None if neither does."""
+    encoding = engine.encode("a", add_special_tokens=True)
+    plain = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
+    if plain:
+        return encoding.ids[plain - 1]
+    declared = config.get("bos_token") if config.get("add_bos_token") else None
+    declared = declared.get("content") if isinstance(declared, dict) else declared
+    return engine.token_to_id(declared) if declared else None
 
 
 def _settle(definition: dict[str, Any], end_of_text: str, end_of_text_id: int) -> None:

@@ -30,6 +30,11 @@ class TemplateRefusal(ValueError):
     """The template has no form for such a conversation: the roles, or their order, are not what it knows."""
 
 
+def begun(start: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """The ids of a conversation behind what begins every text, of which a template may have written its own."""
+    return list(ids) if list(ids[: len(start)]) == list(start) else [*start, *ids]
+
+
 class ChatFormat:
     """How conversations are written for one tokenizer.
 
@@ -37,6 +42,7 @@ class ChatFormat:
         fingerprint: sha256 (hex) of the template; with the tokenizer's, equal ones mean equal ids and masks.
         end_of_turn: id of the special token that ends what an assistant says.
         stop_ids: where generated answers end: that token, and the end of text.
+        writes_begin: whether the template itself begins with the token that begins a text.
 
     Raises:
         TokenizerError: the tokenizer has no chat template, or one that cannot be used.
@@ -54,11 +60,12 @@ class ChatFormat:
         self._pieces: dict[tuple[str, ...], list[list[int]]] = {}
         self.fingerprint = hashlib.sha256(template.encode()).hexdigest()
         try:
-            ending = self._pieces_of(("user", "assistant"))[-1]
+            beginning, *_, ending = self._pieces_of(("user", "assistant"))
         except TemplateRefusal as error:
             raise TokenizerError(f"the tokenizer's chat template cannot be used: {error}") from error
         self.end_of_turn = ending[self._end_of(ending)]
         self.stop_ids = sorted({self.end_of_turn, tokenizer.end_of_text})
+        self.writes_begin = beginning[:1] == [tokenizer.begin_of_text]
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """(ids, mask) of a conversation; the mask is 1 where an assistant speaks or ends its turn.

@@ -1,5 +1,6 @@
 """What the trainer asks of `evaluation/` during a run: validation losses, probes, and the bigram floor."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,12 +64,14 @@ def probe(
     tokenizer: "Tokenizer",
     strategy: Strategy,
     config: RunConfig,
+    never: list[int],
     between: Callable[[], None],
 ) -> "ProbeResult":
-    """Ask held-out questions of the embedded corpus; `between` is called now and then, and may raise."""
+    """Ask held-out questions of the embedded corpus; what is `never` drawn is no answer, and `between` is called now
+    and then, and may raise."""
     from evaluation import probes
 
-    ask = {"word_problems": probes.word_problems, "recall": probes.recall}[name]
+    ask = {"word_problems": functools.partial(probes.word_problems, never=never), "recall": probes.recall}[name]
     with strategy.autocast():
         return ask(model, tokenizer, seed=config.data.seed, count=getattr(config.evaluation, name), between=between)
 

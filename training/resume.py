@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoints import RunState, checkpoint, tokenizer_of
+from checkpoints import RunState, checkpoint, never_drawn, tokenizer_of
 from data import scores, shards
 from data.prepare import Prepared
 from models.config import ModelConfig
@@ -121,6 +121,19 @@ def check_same_tokenizer(path: Path, tokenizer: "Tokenizer", config: RunConfig) 
     if one != other:
         change = Change("tokenizer fingerprint", one, other, "tokenizer")
         raise RunMismatch(f"{path} was trained with another tokenizer; leave tokenizer.path out, or allow:\n  {change}")
+
+
+def special_tokens(path: Path, tokenizer: "Tokenizer") -> list[int]:
+    """The special tokens that the model in the folder at `path` has learned, as ids of `tokenizer`: none that another
+    tokenizer would write otherwise."""
+    from tokenizer import Tokenizer
+
+    if not (tokenizer_of(path) / "tokenizer.json").exists():
+        return []
+    there = Tokenizer.load(tokenizer_of(path))
+    never = never_drawn(path, there)
+    learned = {name: token for name, token in there.special_tokens.items() if token not in never}
+    return sorted(token for name, token in tokenizer.special_tokens.items() if learned.get(name) == token)
 
 
 def _what_matters(

@@ -18,6 +18,7 @@ import torch
 
 import checkpoints
 from checkpoints import checkpoint
+from data import shards
 from data.loader import Batch, PhaseLoader
 from data.prepare import Prepared
 from machine import process
@@ -106,6 +107,7 @@ class Trainer:
 
     def _run_phase(self, phase: PhaseSection) -> None:
         """One phase from where it stands. Raises Stopped where all ranks agree to stop."""
+        self.state.special_tokens = self._special_tokens()
         self.objective.alpha = phase.distill.alpha if phase.distill else 1.0
         if self.state.cursor == 0:
             with self._whole_or_not():
@@ -265,8 +267,9 @@ class Trainer:
                 for name in phase.probes:
                     self._go_on()
                     result = examine.probe(
-                        name, self.model, self.prepared.tokenizer, self.strategy, self.config, self._go_on
-                    )
+                        name, self.model, self.prepared.tokenizer, self.strategy, self.config, self._never_drawn(),
+                        self._go_on,
+                    )  # fmt: skip
                     self.watch.probe(phase, self.state, name, when, result)
                 if when == "start" and self.config.evaluation.bigram_floor:
                     self.watch.bigram_floors(phase, examine.bigram_floors(self.prepared, phase, self.model_config))
@@ -275,7 +278,14 @@ class Trainer:
         """Let the model continue the prompts, on the main process."""
         with self.watch.clock.paused(self.state), self._on_main():
             if self.strategy.is_main:
-                self.watch.samples(self.model, self.prepared.tokenizer, self.state, self._go_on)
+                self.watch.samples(
+                    self.model, self.prepared.tokenizer, self.state, self._never_drawn(), self._go_on
+                )
+
+    def _never_drawn(self) -> list[int]:
+        """The special tokens that no training document held so far."""
+        special = self.prepared.tokenizer.special_tokens.values()
+        return [token for token in special if token not in self.state.special_tokens]
 
     def _note_gain(self, val_loss: float) -> None:
         """Keep count of the validations that brought nothing."""
@@ -356,8 +366,21 @@ class Trainer:
             resume.check_same_model(source, there, self.model_config)
             resume.check_same_tokenizer(source, self.prepared.tokenizer, self.config)
             self.strategy.load_state(self.model, weights)
+            self.state.special_tokens = resume.special_tokens(source, self.prepared.tokenizer)
         self.state.seed, self.state.data = self.config.run.seed, resume.digests(self.prepared, self.scores)
         return path
+
+    def _special_tokens(self) -> list[int]:
+        """What RunState records of them: those that the weights began with, and those of all phases up to this one. The
+        main process looks, as shards that an older version made are read for it."""
+        found = None
+        if self.strategy.is_main:
+            special = self.prepared.tokenizer.special_tokens.values()
+            names = {name for phase in self.config.phases[: len(self.state.phases_done) + 1] for name in phase.data}
+            held = [shards.special_tokens(self.prepared.sources[name], self.prepared.describe(name), special)
+                    for name in names]  # fmt: skip
+            found = sorted(set(self.state.special_tokens or ()).union(*held))
+        return self.strategy.from_main(found)
 
     def _loader(self, phase: PhaseSection) -> PhaseLoader:
         return PhaseLoader(

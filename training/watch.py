@@ -181,19 +181,20 @@ class Watch:
             self._record({**event, "source": source, "loss": loss})
 
     def samples(
-        self, model: nn.Module, tokenizer: "Tokenizer", state: RunState, on_token: Callable[..., None]
+        self, model: nn.Module, tokenizer: "Tokenizer", state: RunState, never: list[int], on_token: Callable[..., None]
     ) -> None:
-        """Let the model continue each prompt, and record what it wrote; `on_token` is called as it writes."""
+        """Let the model continue each prompt, without the tokens that are `never` drawn, and record what it wrote;
+        `on_token` is called as it writes."""
         if not self.active:
             return
         settings = self.config.watch
         with self.strategy.autocast():
             for number, prompt in enumerate(settings.sample_prompts):
-                ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+                ids = [tokenizer.begin_of_text, *tokenizer.encode(prompt)]
                 sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.config.run.seed + number)
                 (new,) = generate(model, [ids], settings.sample_tokens, [tokenizer.end_of_text], sampling, on_token,
-                                  tokenizer.vocab_size)  # fmt: skip
-                text = tokenizer.decode(new)
+                                  tokenizer.vocab_size, never=never)  # fmt: skip
+                text = tokenizer.continuation(ids, new)
                 self._record({"kind": "sample", **self._place(state), "prompt": prompt, "text": text})
                 self.say(f"sample at step {state.step}: {prompt}{text}")
 

@@ -48,14 +48,15 @@ def write_tokens(
 
 def _write_conversations(batch: list[tuple[str, str]], tokenizer: Path, writers: dict[str, shards.SplitWriter]) -> int:
     """Write (side, conversation) of each; returns how many have roles for which the chat template has no form."""
-    chat = _chat_format(tokenizer)
+    chat, begin = _chat_format(tokenizer), _tokenizer(tokenizer).begin_of_text
     told = [(side, text, conversations.messages_of(text)) for side, text in batch]
     taken = [part for part in told if chat.accepts([message["role"] for message in part[2]]) is None]
     encoded = chat.encode_batch([messages for _, _, messages in taken])
     for (side, text, messages), (tokens, mask) in zip(taken, encoded, strict=True):
         said = "".join(message["content"] for message in messages)
         answers = "".join(conversations.answers_of(text))
-        writers[side].write_conversation(said, tokens, mask, answers)
+        first = int(tokens[0] == begin)  # which is read before every document, so that it is not stored
+        writers[side].write_conversation(said, tokens[first:], mask[first:], answers)
     return len(told) - len(taken)
 
 

@@ -17,7 +17,7 @@ from distill.teachers import Answer, Request, TeacherError
 from models.inference.sampling import Sampling
 from storage import folder
 from tokenizer import Tokenizer, TokenizerError
-from tokenizer.conversations import ChatFormat, TemplateRefusal
+from tokenizer.conversations import ChatFormat, TemplateRefusal, begun
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ class Local:
             self._format = ChatFormat(self._tokenizer)
             self._start = list(checkpoints.text_start(self._path, self._tokenizer))
             self._stops = sorted({*self._format.stop_ids, *checkpoints.stop_ids(self._path, self._tokenizer)})
+            self._never = checkpoints.never_drawn(self._path, self._tokenizer)
         except (CheckpointError, TokenizerError) as error:
             raise TeacherError(f"teacher.model: {model}: {error}") from error
         self._model: torch.nn.Module | None = None
@@ -68,7 +69,8 @@ class Local:
 
     def answer(self, requests: Sequence[Request], sampling: Sampling, max_new_tokens: int) -> list[Answer]:
         """One answer a request, all in one batch. A request that does not fit the context, or whose roles the template
-        has no form for, is refused. Special tokens that the model wrote into its answer are in its text by their names.
+        has no form for, is refused. Special tokens that the model wrote into its answer are in its text by their names;
+        those that it has never seen it does not write.
 
         Raises:
             TeacherError: the model cannot be loaded, or the device has too little memory.
@@ -82,7 +84,7 @@ class Local:
         try:
             outputs = generate(
                 model, [prompts[row] for row in asked], max_new_tokens, self._stops, sampling,
-                entries=self._tokenizer.vocab_size, seeds=[requests[row].seed for row in asked],
+                entries=self._tokenizer.vocab_size, seeds=[requests[row].seed for row in asked], never=self._never,
             )  # fmt: skip
         except RuntimeError as error:
             if "out of memory" not in str(error).lower():
@@ -103,7 +105,7 @@ class Local:
     def _prompt(self, request: Request) -> list[int]:
         """Ids of a request; none where the template has no form for it."""
         try:
-            return [*self._start, *self._format.prompt(request.messages)]
+            return begun(self._start, self._format.prompt(request.messages))
         except TemplateRefusal:
             return []
 
@@ -119,7 +121,8 @@ class Local:
             device = device_of(self._asked)
             dtype = getattr(torch, DTYPES[resolved(self._dtype, device)])
             try:
-                self._model = checkpoints.load_model(self._path, device, context=self._context, dtype=dtype)[0]
+                self._model = checkpoints.load_model(self._path, device, context=self._context, dtype=dtype,
+                                                     located=True)[0]  # fmt: skip
             except CheckpointError as error:
                 raise TeacherError(f"teacher.model: {error}") from error
             if dtype == torch.float64:
@@ -147,9 +150,10 @@ def identity(name: str, path: Path) -> dict[str, str]:
     if not huggingface.is_folder(path):
         sums = folder.sums(path)
         return {"digest": _digest([sums[checkpoint.MODEL_CONFIG], sums[checkpoint.MODEL]])}
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise TeacherError(f"teacher.model: {path} has no *.safetensors: weights are read from these alone")
+    try:
+        files = huggingface.weight_files(path)
+    except CheckpointError as error:
+        raise TeacherError(f"teacher.model: {error}") from error
     return {"digest": _digest([folder.sha256(file) for file in (path / huggingface.CONFIG, *files)])}
 
 

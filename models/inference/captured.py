@@ -3,7 +3,8 @@
 In a batch of some dozens of sequences, a GPU computes an operation of one token faster than Python can ask for the next
 one. A graph asks for all of them at once. It works on the very tensors that it was recorded with: the ids and the
 length lie in tensors that are overwritten for each token, and attention looks at as many entries as the next multiple
-of SPAN, with what is not yet filled masked; each multiple has a graph of its own.
+of SPAN, with what is not yet filled masked; each multiple has a graph of its own. Caches and rotary tables grow only
+where a graph is recorded anew.
 
 Each recording is compared with the plain step on the token at which it was made, and not used if it differs.
 """
@@ -77,6 +78,7 @@ class CapturedSteps:
     def _recorded(self, span: int) -> Tensor:
         """The logits of the plain step, which the new graph has to give too."""
         self._span, self._replay = span, None  # the last graph's memory is free before the next one asks for some
+        self.state.hold(span)  # so that the caches stay where they are for as long as this graph is used
         try:
             self._replay = as_cuda_graph(self._fixed_step)
             found = self._replay().clone()

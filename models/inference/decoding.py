@@ -15,14 +15,14 @@ from torch import Tensor
 
 from models.inference import captured
 from models.inference.sampling import Sampling
-from models.state import State
+from models.state import GRAIN, State
 
 DRAWN_AT_ONCE = 64  # numbers a sequence: its generator is asked for so many tokens ahead
 READ_EVERY = {"cuda": 8}  # tokens, by device: reading them waits for the device, which has nothing to do meanwhile
 STILL_RUNNING = 0.75  # of the sequences in the batch, at most: then those that have ended leave it
 STILL_RUNNING_CAPTURED = 0.5  # where each batch size costs a recording
 TOKENS_AT_ONCE = 4096  # of all prompts together: what they need at once is bounded, their logits above all
-GRAIN = 64  # caches have a multiple of so many entries, as GPUs like them
+ROOM = 256  # new tokens that caches have room for from the start
 
 
 def filter_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
@@ -127,6 +127,7 @@ def generate(
     entries: int | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    never: Sequence[int] = (),
     graphs: bool = False,
 ) -> list[list[int]]:
     """Continue every prompt, all together, from a cache.
@@ -136,6 +137,7 @@ def generate(
         stop_ids: a sequence ends at the first of these, which is not returned.
         on_token: called with (row, token id) as each token is drawn.
         entries: of the tokenizer; ids from there on only pad the model's vocabulary, and are never drawn.
+        never: ids that are not drawn (checkpoints.never_drawn).
         seeds: of each sequence's draws, any 64-bit integers; None: from the sampling's seed on, one by one.
         graphs: decode by CUDA graphs where there are some (models/inference/captured.py): for batches on a GPU, where
             asking for operations takes longer than they do.
@@ -155,13 +157,13 @@ def generate(
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one each")
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:
-        raise ValueError("a prompt is empty: begin a text with the end-of-text token")
+        raise ValueError("a prompt is empty: begin a text with the tokenizer's begin_of_text")
     if longest >= model.config.context:
         raise ValueError(f"a prompt of {longest} tokens fills the model's context of {model.config.context}")
     if max_new_tokens < 1:
         return [[] for _ in prompts]
     with evaluating(model):
-        return _Batch(model, prompts, max_new_tokens, stop_ids, sampling, seeds, entries, graphs).run(on_token)
+        return _Batch(model, prompts, max_new_tokens, stop_ids, sampling, seeds, entries, never, graphs).run(on_token)
 
 
 @contextlib.contextmanager
@@ -187,6 +189,7 @@ class _Batch:
         sampling: Sampling,
         seeds: Sequence[int],
         entries: int | None,
+        never: Sequence[int],
         graphs: bool,
     ):
         self.model, self.sampling, self.entries = model, sampling, entries
@@ -196,16 +199,19 @@ class _Batch:
         self.indices = list(range(len(prompts)))  # of each row
         self.running = set(self.indices)
         self.device = next(model.parameters()).device
+        never = [token for token in never if entries is None or token < entries]
+        self.never = torch.tensor(never, dtype=torch.int64, device=self.device)
         self.numbers = _Numbers(seeds, self.device)
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
         padded = [[0] * more + list(prompt) for more, prompt in zip(padding, prompts, strict=True)]
         fed = -(-(longest + max(self.room) - 1) // GRAIN) * GRAIN  # at most: the last token drawn is not
         self.state = model.new_state(len(prompts), torch.tensor(padding, device=self.device), fed)
+        self.state.hold(min(longest + ROOM, fed))
         recorded = graphs and captured.available(self.device)
         self.captured = captured.CapturedSteps(model, self.state) if recorded else None
         input_ids = torch.tensor(padded, dtype=torch.int64, device=self.device)
-        self.logits = prefill(model, input_ids, self.state)[:, :entries]
+        self.logits = self._possible(prefill(model, input_ids, self.state))
         self.seen = self._seen(prompts) if sampling.repetition_penalty != 1.0 else None
 
     def run(self, on_token: Callable[[int, int], None] | None) -> list[list[int]]:
@@ -229,7 +235,12 @@ class _Batch:
                 self.seen.scatter_(1, next_ids[:, None], True)
             if not unread and len(self.running) <= still_running * len(self.indices):
                 next_ids = self._drop_ended(next_ids)
-            self.logits = self._step(next_ids[:, None])[:, -1, : self.entries]
+            self.logits = self._possible(self._step(next_ids[:, None])[:, -1])
+
+    def _possible(self, logits: Tensor) -> Tensor:
+        """Those of `logits` [B, V] that can be drawn, -inf for what is never; `logits` is nobody else's."""
+        logits = logits[:, : self.entries]
+        return logits.index_fill_(1, self.never, float("-inf")) if len(self.never) else logits
 
     def _step(self, input_ids: Tensor) -> Tensor:
         return self.captured(input_ids) if self.captured else self.model.step(input_ids, self.state)

@@ -100,7 +100,7 @@ def flip(path: Path) -> None:
 
 def test_all_of_a_run_comes_back(save, tokenizer, tmp_path):
     state = RunState(7, 12, 10**12, ["a", "b"], 345, {"a": 64, "b": 10**9}, 12, {"stories": "0f"}, 1.5, 0.1 + 0.2, 3.0,
-                     4, 5, 6, 7, 0.1, 0.2)  # fmt: skip
+                     4, 5, 6, 7, 0.1, 0.2, [0, 5])  # fmt: skip
     assert all(getattr(state, field.name) != getattr(RunState(1), field.name) for field in dataclasses.fields(state))
     path = checkpoint.save(
         tmp_path, state, model=weights_of(12), optimizer=optimizer_of(12), model_config=SHAPE, run_config=RUN_CONFIG,

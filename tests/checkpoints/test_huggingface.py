@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from checkpoints import CheckpointError, huggingface, load_model, locate, read_model, stop_ids, text_start
+from distill.teachers import local
 from models import build_model
 from models.inference.ready import for_decoding
 from tokenizer import Tokenizer
@@ -122,6 +123,38 @@ def test_what_is_stored_once_more_by_another_name_is_not_read(folder):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     index.write_text("[]")
     with pytest.raises(CheckpointError, match="index.json is no index of weights"):
+        read_model(path)
+
+
+def test_newcomer_what_an_older_save_left_beside_model_safetensors_is_told_and_not_read(folder, caplog):
+    """The choice is that of `transformers`: compared with what it loads itself."""
+    theirs, path = folder("SmolLM2")
+    stale = {name: tensor * 0 for name, tensor in theirs.state_dict().items()}
+    names = [f"model-0000{part}-of-00002.safetensors" for part in (1, 2)]
+    keys = list(stale)
+    for name, kept in zip(names, (keys[:9], keys[9:]), strict=True):
+        save_file({key: stale[key].clone() for key in kept}, path / name)
+    index = path / "model.safetensors.index.json"
+    where = {key: names[number >= 9] for number, key in enumerate(keys)}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    expected = transformers.AutoModelForCausalLM.from_pretrained(path).state_dict()["model.embed_tokens.weight"]
+    for _ in range(2):
+        assert torch.equal(read_model(path)[1]["embedding.weight"], expected) and expected.any()
+    assert [record.getMessage() for record in caplog.records if record.name == "checkpoints.huggingface"] == [
+        f"{path}: its weights are read from model.safetensors, as transformers does; beside it, of another save and "
+        f"not read: {index.name}, {names[0]}, {names[1]} (remove what is not the model's)"
+    ]
+    digest = local.identity(str(path), path)
+    (path / names[0]).write_bytes(b"what nobody reads makes no other model")
+    assert local.identity(str(path), path) == digest
+
+
+def test_newcomer_two_files_with_the_same_weight_are_refused(folder):
+    """Shards of two saves without an index: neither set is the model more than the other."""
+    theirs, path = folder("SmolLM2")
+    (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    save_file({"model.norm.weight": theirs.model.norm.weight * 2}, path / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"another file of its folder has too \(model.norm.weight\)"):
         read_model(path)
 
 
@@ -286,6 +319,8 @@ def test_a_shorter_context_costs_less_and_changes_nothing_within_it(folder, name
 def test_where_texts_begin_and_end(folder):
     _, path = folder("Qwen3")
     tokenizer = Tokenizer.load(path)
+    assert text_start(path, tokenizer) == text_start("runs/x", tokenizer) == [tokenizer.end_of_text]
+    tokenizer.declares_begin = False  # as Qwen3's
     assert text_start(path, tokenizer) == [] and text_start("runs/x", tokenizer) == [tokenizer.end_of_text]
     (path / "generation_config.json").unlink()
     config = json.loads((path / "config.json").read_text())
@@ -324,7 +359,7 @@ def test_a_model_of_the_hub_is_a_folder_in_its_cache(cached):
     assert config == load_model(cached)[2] and torch.equal(
         model.embedding.weight, load_model(cached)[0].embedding.weight
     )
-    assert text_start("hub:someone/small", tokenizer) == []
+    assert text_start("hub:someone/small", tokenizer) == [0]
     (cached / "generation_config.json").write_text('{"eos_token_id": [5, 9]}')
     assert stop_ids("hub:someone/small", tokenizer) == [0, 5, 9]
 

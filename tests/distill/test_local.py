@@ -46,7 +46,9 @@ def test_it_asks_as_the_model_was_taught(precise, teacher, requests):
     chat = ChatFormat(tokenizer)
     prompts = [[tokenizer.end_of_text, *chat.prompt(request.messages)] for request in requests[:5]]
     seeds = [request.seed for request in requests[:5]]
-    outputs = generate(model.double(), prompts, 8, chat.stop_ids, SAMPLING, entries=tokenizer.vocab_size, seeds=seeds)
+    never = [token for token in tokenizer.special_tokens.values() if token not in chat.stop_ids]
+    outputs = generate(model.double(), prompts, 8, chat.stop_ids, SAMPLING, entries=tokenizer.vocab_size, seeds=seeds,
+                       never=never)  # fmt: skip
     answers = precise.answer(requests[:5], SAMPLING, 8)
     assert [answer.text for answer in answers] == [tokenizer.decode(ids) for ids in outputs]
     assert [answer.prompt_tokens for answer in answers] == [len(prompt) for prompt in prompts]

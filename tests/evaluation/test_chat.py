@@ -91,14 +91,14 @@ def test_an_answer_ends_rightly_only_by_the_end_of_the_turn(make_run, monkeypatc
     form = ChatFormat(tokenizer)
     said = [[20, 21], [20, tokenizer.end_of_text, 22], [20] * 9]
 
-    def generate(model, prompts, most, stop_ids, sampling, on_token, entries, seeds):
-        assert stop_ids == [form.end_of_turn]
+    def generate(model, prompts, most, stop_ids, sampling, on_token, entries, seeds, never):
+        assert stop_ids == [form.end_of_turn] and never == [7]
         for row, ids in enumerate(said):
             for token in ids[:most]:
                 on_token(row, token)
 
     monkeypatch.setattr("models.inference.decoding.generate", generate)
-    found = chat.answers(model, tokenizer, form, [[1], [1], [1]], max_new_tokens=5, group=asking.ALONE)
+    found = chat.answers(model, tokenizer, form, [[1], [1], [1]], max_new_tokens=5, never=[7], group=asking.ALONE)
     assert [stopped for _, stopped in found] == [True, False, False]
     assert [reply.text for reply, _ in found] == [tokenizer.decode(ids) for ids in ([20, 21], [20], [20] * 5)]
     assert [reply.finish for reply, _ in found] == ["stop", "stop", "length"]

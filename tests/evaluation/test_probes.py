@@ -92,8 +92,8 @@ def test_word_problems_are_solved_by_greedy_decoding_of_held_out_problems(tokeni
     wrong = None
     seen, asked = [], []
 
-    def generate(model, prompts, max_new_tokens, stop_ids, sampling, on_token, entries):
-        assert entries == tokenizer.vocab_size
+    def generate(model, prompts, max_new_tokens, stop_ids, sampling, on_token, entries, never):
+        assert entries == tokenizer.vocab_size and never == [5]
         assert stop_ids == [tokenizer.end_of_text] and sampling.temperature == 0
         seen.append(len(prompts))
         answers = []
@@ -105,12 +105,12 @@ def test_word_problems_are_solved_by_greedy_decoding_of_held_out_problems(tokeni
         return answers
 
     monkeypatch.setattr(models.inference.decoding, "generate", generate)
-    result = probes.word_problems(None, tokenizer, seed=SEED, count=7, batch=4)
+    result = probes.word_problems(None, tokenizer, seed=SEED, count=7, batch=4, never=[5])
     assert (result.correct, result.total, seen) == (7, 7, [4, 3])
     chains = {task.question + "\n": task.chain for task in map(held_out, range(60))}
     assert len({chains[question] for question in asked}) == 7, "no arithmetic is asked twice"
     wrong = asked[2]
-    result = probes.word_problems(None, tokenizer, seed=SEED, count=7, batch=7)
+    result = probes.word_problems(None, tokenizer, seed=SEED, count=7, batch=7, never=[5])
     assert (result.correct, result.total) == (6, 7)
     assert result.low < 6 / 7 < result.high
 

@@ -87,7 +87,9 @@ def test_a_text_starts_as_the_model_was_trained(make_run, tmp_path):
     tokenizer = Tokenizer.load(checkpoints.tokenizer_of(checkpoints.locate(run)))
     assert text_start(run, tokenizer) == text_start(checkpoints.locate(run), tokenizer) == [tokenizer.end_of_text]
     (tmp_path / "config.json").write_text("{}")
-    assert text_start(tmp_path, tokenizer) == []
+    assert text_start(tmp_path, tokenizer) == [tokenizer.end_of_text]  # a stock folder of ours, as it declares
+    tokenizer.declares_begin = False
+    assert text_start(tmp_path, tokenizer) == [] and text_start(run, tokenizer) == [tokenizer.end_of_text]
 
 
 def test_what_was_asked_before_belongs_to_the_weights(make_run, tmp_path):

@@ -34,8 +34,9 @@ def theirs(ours, tmp_path_factory):
 def test_ids_and_text_are_equal(ours, theirs):
     assert len(theirs) == ours.vocab_size
     for text in TEXTS:
-        ids = theirs(text)["input_ids"]
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
         assert ids == ours.encode(text, allow_special=True)
+        assert theirs(text)["input_ids"] == [ours.end_of_text, *ids]
         assert theirs.decode(ids) == ours.decode(ids) == text
         assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids, skip_special=True)
 
@@ -52,7 +53,8 @@ def test_a_model_config_beside_it_changes_nothing(ours, tmp_path, model_type):
     ours.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    assert [theirs(text)["input_ids"] for text in TEXTS] == [ours.encode(text, allow_special=True) for text in TEXTS]
+    expected = [[ours.end_of_text, *ours.encode(text, allow_special=True)] for text in TEXTS]
+    assert [theirs(text)["input_ids"] for text in TEXTS] == expected
 
 
 def test_chat_template_equals_the_pieces(ours, theirs):

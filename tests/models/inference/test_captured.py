@@ -6,7 +6,7 @@ There is no GPU here: the recording is the recorded function itself, so that eve
 import pytest
 import torch
 
-from models import ModelConfig
+from models import ModelConfig, transformer
 from models.compilation import compile_recorded_steps
 from models.inference import captured
 from models.inference.captured import CapturedSteps
@@ -36,17 +36,22 @@ def recordings(monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("padding", [None, [9, 0, 17]])
 @pytest.mark.parametrize("options", [{}, {"window": None}, {"positions": "learned"}])
-def test_the_fixed_step_gives_what_the_plain_step_gives(awake, recordings, padding, options):
+def test_the_fixed_step_gives_what_the_plain_step_gives(awake, recordings, monkeypatch, padding, options):
     """Past the window, past spans, to the context's end; in float64, to rounding."""
+    monkeypatch.setattr(transformer, "FIRST_ROWS", 32)
     model = awake(ModelConfig(**{**vars(SMALL), **options})).double()
     ids = torch.randint(61, (3, 120), generator=torch.Generator().manual_seed(0))
     plain, fixed = (model.new_state(3, None if padding is None else torch.tensor(padding)) for _ in range(2))
     for state in (plain, fixed):
         prefill(model, ids[:, :20], state)
     steps = CapturedSteps(model, fixed)
+    kept = {}  # by span: a graph works on the very tensors that it was recorded with
     for place in range(20, 120):
         expected, found = model.step(ids[:, place, None], plain), steps(ids[:, place, None])
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+        tensors = [*model.buffers(), *(tensor for cache in fixed.layers for tensor in (cache.keys, cache.values))]
+        kept.setdefault(steps._span, set()).add(tuple(tensor.data_ptr() for tensor in tensors))
+    assert all(len(places) == 1 for places in kept.values()) and len(set.union(*kept.values())) > 1
     assert steps.failed is None and recordings == [32, 64, 96, 128] and plain.length == fixed.length
     if padding is None:
         with pytest.raises(ValueError, match="context of 120"):

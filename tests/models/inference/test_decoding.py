@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from models import ModelConfig
+from models import ModelConfig, transformer
+from models import state as state_of_models
 from models.compilation import compile_steps
 from models.inference import decoding
 from models.inference.decoding import draw, filter_logits, generate, prefill
@@ -74,19 +75,62 @@ def test_every_kind_of_layer_can_be_cached(awake, window, global_every):
 @torch.no_grad()
 def test_a_windowed_layer_keeps_a_ring_of_window_entries(recipe, awake_recipe):
     state = awake_recipe.new_state(2)
-    before = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.layers]
+    windows = [recipe.layer_window(layer) for layer in range(recipe.n_layers)]
+    rings = [cache for cache, window in zip(state.layers, windows, strict=True) if window]
+    before = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in rings]
     window = recipe.window or 64
-    steps(awake_recipe, tokens(recipe, 2 * window + 9, batch=2), state, [window + 3])
-    assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.layers] == before
-    for layer, cache in enumerate(state.layers):
-        entries = recipe.context if recipe.layer_window(layer) is None else recipe.window
-        expected = 2 * recipe.n_kv_heads * entries * recipe.d_head * 4
-        assert cache.keys.untyped_storage().nbytes() == cache.values.untyped_storage().nbytes() == expected
-    seeing_everything = sum(recipe.layer_window(layer) is None for layer in range(recipe.n_layers))
+    fed = 2 * window + 9
+    steps(awake_recipe, tokens(recipe, fed, batch=2), state, [window + 3])
+    assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in rings] == before
+    for cache, of_layer in zip(state.layers, windows, strict=True):
+        sizes = {tensor.untyped_storage().nbytes() for tensor in (cache.keys, cache.values)}
+        an_entry = 2 * recipe.n_kv_heads * recipe.d_head * 4
+        least, most = (of_layer, of_layer) if of_layer else (min(fed, recipe.context), min(2 * fed, recipe.context))
+        assert len(sizes) == 1 and least * an_entry <= sizes.pop() <= most * an_entry
     if recipe.window is None:
-        assert seeing_everything == recipe.n_layers
+        assert not rings
     else:
-        assert seeing_everything == (recipe.n_layers // recipe.global_every if recipe.global_every else 0)
+        assert windows.count(None) == (recipe.n_layers // recipe.global_every if recipe.global_every else 0)
+
+
+LONG = {"context": 2**20, "window": 8, "global_every": 2}
+
+
+@torch.no_grad()
+def test_newcomer_five_tokens_of_a_very_long_context_take_little_memory(awake, monkeypatch):
+    """Whether they are fed one by one or written by `generate`, which was allowed a million."""
+    model = awake(ModelConfig(**{**vars(SMALL), **LONG}))
+    states = []
+    new_state = model.new_state
+    monkeypatch.setattr(model, "new_state", lambda *how: states.append(new_state(*how)) or states[-1])
+    steps(model, tokens(SMALL, 5), model.new_state(1), [])
+    written = generate(model, [[1, 2]], 3, sampling=GREEDY)[0]
+    assert generate(model, [[1, 2]], 1_000_000, written[-1:], GREEDY)[0] == written[: written.index(written[-1])]
+    for state, most in zip(states, (64, 64, 320), strict=True):
+        an_entry = 2 * SMALL.n_kv_heads * SMALL.d_head * 4
+        of_layers = [cache.keys.nbytes + cache.values.nbytes for cache in state.layers]
+        assert all(size <= most * an_entry for size in of_layers) and of_layers[0] == 8 * an_entry
+    assert sum(table.nbytes for table in model.buffers()) == 2 * 2 * 32_768 * SMALL.d_head * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [None, [9, 0, 30]])
+def test_caches_and_tables_that_grow_change_no_bit(awake, monkeypatch, padding):
+    input_ids = tokens(SMALL, batch=3)
+    padding = None if padding is None else torch.tensor(padding)
+    whole = awake(SMALL)
+    monkeypatch.setattr(transformer, "FIRST_ROWS", 8)
+    monkeypatch.setattr(state_of_models, "GRAIN", 1)
+    grown = awake(SMALL)
+    assert len(grown.rotary_global.cos) == 8
+    at_once = whole.new_state(3, padding)
+    at_once.hold(SMALL.context)
+    by_and_by = grown.new_state(3, padding)
+    sizes = [3, 1, 1, 1, 20, 1, 1]
+    assert torch.equal(steps(grown, input_ids, by_and_by, sizes), steps(whole, input_ids, at_once, sizes))
+    assert [cache.keys.shape[2] for cache in by_and_by.layers] == [8, 8, 96, 8]
+    assert torch.equal(grown(input_ids), whole(input_ids)) and len(grown.rotary_global.cos) == SMALL.context
+    grown.train()(input_ids).sum()  # a table that grew where nothing is recorded can be trained with
 
 
 @torch.no_grad()
