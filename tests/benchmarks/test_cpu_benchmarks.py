@@ -30,12 +30,16 @@ def test_attention_is_measured_forward_and_backward(windowed):
     assert measured["seconds_per_token"] > 0 and measured["memory"] >= 0
 
 
-def test_a_measurement_has_a_process_of_its_own(run, tmp_path):
-    """One thread, its own peak memory, its errors told; and the table reaches the file."""
+def test_a_measurement_has_a_process_of_its_own():
+    """One thread, its own peak memory, its errors told."""
     found = result.isolated(decode.measure, side="fp32", recipe="helium-13m", tokens=3)
     assert 100e6 < found["peak_memory"] < 2e9 and found["tokens_per_second"] > 0
     with pytest.raises(RuntimeError, match="no-such-recipe"):
         result.isolated(decode.measure, side="fp32", recipe="no-such-recipe", tokens=3)
+
+
+@pytest.mark.campaign
+def test_every_side_of_a_benchmark_reaches_its_file(run, tmp_path):
     command = [sys.executable, "-m", "benchmarks.decode", "--tokens", "4", "6", "--repeats", "1", "--most-theirs", "4"]
     finished = run(*command, "--json", tmp_path / "decode.json")
     assert finished.returncode == 0, finished.stderr

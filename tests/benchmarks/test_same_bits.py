@@ -12,6 +12,7 @@ from benchmarks import result, same_bits
 from observe.metrics import MetricsLog
 
 
+@pytest.mark.campaign
 def test_a_commit_trains_as_itself_and_goes_on_from_the_others_checkpoint(run, tmp_path):
     if subprocess.run(["git", "-C", result.ROOT, "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("this is no git repository, so that there is no other commit")
