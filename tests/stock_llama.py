@@ -20,8 +20,11 @@ def begins_with(token: str, number: int) -> processors.TemplateProcessing:
     return processors.TemplateProcessing(f"{token}:0 $A:0", f"{token}:0 $A:0 {token}:1 $B:1", special)
 
 
+BEGINS = begins_with("<s>", 1)
+
+
 def save_tokenizer(
-    path: Path, post_processor: processors.PostProcessor | None = begins_with("<s>", 1), **config: object
+    path: Path, post_processor: processors.PostProcessor | None = BEGINS, **config: object
 ) -> None:
     """Write tokenizer.json and tokenizer_config.json, of ids <unk> 0, <s> 1 and </s> 2 among others."""
     engine = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -32,7 +35,7 @@ def save_tokenizer(
     alphabet = [chr(code) for code in range(33, 127)]
     special = ["<unk>", "<s>", "</s>", "<extra>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=300, min_frequency=2, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     engine.train_from_iterator(TEXTS, trainer)
     if post_processor is not None:

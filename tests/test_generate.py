@@ -12,18 +12,19 @@ from checkpoints import checkpoint
 from generate import INTERRUPTED, _Conversation
 from models import ModelConfig, build_model
 from models.inference.decoding import Sampling, generate
+from tests import stock_llama
 from tests.conftest import ROOT
 from tokenizer import Tokenizer
 from tokenizer.conversations import ChatFormat
 
 
-def save(folder, context=64, tokenizer=None):
+def save(folder, context=64, tokenizer=None, **state):
     """A run whose model knows nothing."""
     tokenizer = tokenizer or Tokenizer.train(["the quick brown fox"], 1024)
     shape = ModelConfig(vocab_size=tokenizer.vocab_size, context=context, n_layers=1, d_model=16, n_heads=2, d_ff=16)
     weights = {name: tensor.contiguous() for name, tensor in build_model(shape).state_dict().items()}
     checkpoint.save(
-        folder / "checkpoints", checkpoints.RunState(seed=1), model=weights, optimizer={}, model_config=shape,
+        folder / "checkpoints", checkpoints.RunState(seed=1, **state), model=weights, optimizer={}, model_config=shape,
         run_config={}, tokenizer=tokenizer
     )  # fmt: skip
     return folder
@@ -157,3 +158,38 @@ def test_ctrl_c_ends_an_answer_and_then_the_conversation(tmp_path):
     process.stdin.flush()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED and b"Traceback" not in errors
+
+
+def test_newcomer_a_stock_llama_is_prompted_and_read_as_transformers_does(tmp_path):
+    """From the token that its tokenizer puts before a text; with the space between prompt and continuation."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    stock_llama.save_model(tmp_path)
+    stock_llama.save_tokenizer(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    prompts = ["One day", "Once upon a time there", "What is"]
+    expected = []
+    never = [0, 1, 3, *range(len(tokenizer), 300)]  # marks that end nothing; ids that only pad the vocabulary
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert ids[0, 0] == 1
+        written = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False,
+                                  pad_token_id=2, suppress_tokens=never)  # fmt: skip
+        expected.append(tokenizer.decode(written[0], skip_special_tokens=True))
+    assert any(text[len(prompt)] == " " for text, prompt in zip(expected, prompts, strict=True))
+    command = [sys.executable, "generate.py", "--checkpoint", tmp_path, "--temperature", "0", "--max-new-tokens", "9"]
+    for asked, told in ((prompts, expected), (prompts[:1], expected[:1])):
+        done = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ("".join(f"{text}\n\n" for text in told) if len(told) > 1 else f"{told[0]}\n")
+
+
+def test_special_tokens_that_a_checkpoint_does_not_hold_are_never_written(tmp_path):
+    """Of a model that knows nothing, whose tokens are all as likely: one is a stop by name, and ends the text."""
+    tokenizer = Tokenizer.train(["a"], 1024)
+    run = save(tmp_path, 256, tokenizer, special_tokens=[0, 4])
+    command = [sys.executable, "generate.py", "--checkpoint", run, "--max-new-tokens", "240", "a", "b", "c", "d"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    assert "<|assistant|>" in out and out.replace("<|assistant|>", "").count("<|") == 0

@@ -1,5 +1,6 @@
 """Conversations: rows of every shape, ids and masks equal to `transformers`', whole packing, one side a question."""
 
+import hashlib
 import json
 import random
 import time
@@ -20,6 +21,7 @@ from data.sources import BadRow
 from data.token_shards import TokenShards
 from settings import ConfigError, validate
 from storage import folder
+from tests import stock_llama
 from tokenizer import Tokenizer, TokenizerError
 from tokenizer.conversations import ChatFormat, TemplateRefusal
 
@@ -525,3 +527,45 @@ def test_real_data_sets_are_read_whole(real_data):
                         ("gsm8k/train.jsonl", 7_473), ("facts/injection_100.jsonl", 100)):  # fmt: skip
         found = list(sources.documents(f"jsonl:{real_data / name}", None))
         assert len(found) == count and all(conversations.is_conversation(text) for text in found)
+
+
+def test_newcomer_documents_begin_with_what_the_tokenizer_declares_once(tmp_path):
+    """Texts and conversations of a Llama: "<s>" before each, which the template writes too; labels end with "</s>"."""
+    stock_llama.save_tokenizer(tmp_path / "llama")
+    rows = rows_of(12)
+    write_as("jsonl", rows, tmp_path)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text * 9}) + "\n" for text in WORDS))
+    settings = {"shards": str(tmp_path / "shards"), "valid_fraction": 0.3, "min_characters": 1, "sources": {
+        "talk": {"from": write_as("jsonl", rows, tmp_path), "conversations": True},
+        "texts": {"from": f"jsonl:{tmp_path / 'texts.jsonl'}"}}}  # fmt: skip
+    config = validate(Config, {"data": settings, "tokenizer": {"path": str(tmp_path / "llama")}})
+    made = prepare(config.data, config.tokenizer, log=lambda _: None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    chat = ChatFormat(made.tokenizer)
+    said = {tuple(chat.encode(messages_of(of_row(row)))[0]) for row in rows}
+    said |= {tuple(theirs(text * 9)["input_ids"]) for text in WORDS}
+    seen = set()
+    for name, path in made.sources.items():
+        about = made.describe(name)
+        assert about["begin_of_text"] == 1 and about["special_tokens"] == [2]
+        for side in shards.SPLITS:
+            stored = TokenShards(path, side)
+            for document, length in enumerate(stored.lengths.tolist()):
+                inputs, labels = stored.piece(document, 0, length)
+                seen.add(tuple(inputs.tolist()))
+                assert inputs[0] == 1 and inputs[1] != 1 and stored.tokens[0][-1] == 2
+    assert seen == said
+
+
+def test_shards_of_tokenizers_that_declare_no_other_beginning_are_known_by_what_they_were(tmp_path):
+    """Neither their folder's name nor their digest tells of it, so that runs of older versions find theirs."""
+    made = prepared(tmp_path, write_as("jsonl", rows_of(10), tmp_path))
+    path = made.sources["talk"]
+    about = shards.describe(path)
+    inputs = {**about["inputs"], "tokenizer": made.tokenizer.fingerprint}
+    assert about["inputs"]["chat_template"] == ChatFormat(made.tokenizer).fingerprint and "begin_of_text" not in inputs
+    ends = (".tokens", ".lengths", ".mask")
+    sums = {name: digest for name, digest in folder.sums(path).items() if name.endswith(ends)}
+    assert shards.digest(path) == hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    assert about.pop("special_tokens") == [0, 3, 4, 5]
+    assert shards.special_tokens(path, about, made.tokenizer.special_tokens.values()) == [0, 3, 4, 5]

@@ -1,4 +1,4 @@
-"""What begins a text: as a folder's tokenizer declares it, to `transformers` and to us; what ours state of themselves."""
+"""What begins a text: as a folder's tokenizer declares it, to `transformers` and to us; what ours state."""
 
 import json
 import pickle

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from observe.metrics import MetricsLog
 from settings import read, validate
+from storage import folder
 from training.settings import RunConfig
 from training.stability import StepLog
 from training.start import RunMismatch, start
@@ -61,6 +62,32 @@ def test_stopped_in_each_phase_and_at_its_edge_equals_unbroken(tiny, seed):
         assert outcome is Outcome.STOPPED
     assert train(tiny("broken"))[0] is Outcome.FINISHED
     assert_same_run(whole, broken)
+
+
+def test_what_an_older_version_saved_is_resumed_as_if_it_had_recorded_everything(tiny, tmp_path):
+    """Its state and its shards tell nothing of special tokens, its tokenizer nothing of what begins a text."""
+    only = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 8192, batch_tokens: 1024}]"
+    _, whole = train(tiny("whole", only))
+    _, broken = train(tiny("broken", only, "run.stop_after_steps=5"))
+    (shards_,) = (path for path in (tmp_path / "shards").glob("stories-*") if path.is_dir())
+    for path in (broken / "checkpoints" / "step-00000005", shards_):
+        with folder.write(tmp_path / "old") as old:
+            for file in (file for file in path.rglob("*") if file.is_file() and file.name != folder.MANIFEST):
+                target = old / file.relative_to(path)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(file.read_bytes())
+                if file.suffix == ".json":
+                    told = json.loads(file.read_text())
+                    found = [told.pop(key) for key in ("special_tokens", "bos_token") if key in told]
+                    found += [told.update(post_processor=None)] if told.get("post_processor") else []
+                    assert found or file.name == "model.json"
+                    target.write_text(json.dumps(told))
+        folder.remove(path)
+        (tmp_path / "old").rename(path)
+    assert train(tiny("broken", only))[0] is Outcome.FINISHED
+    assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS["short"]
+    one, other = (run / "checkpoints" / "step-00000008" / "state.json" for run in (whole, broken))
+    assert json.loads(other.read_text())["special_tokens"] == json.loads(one.read_text())["special_tokens"] == [0]
 
 
 def test_killed_without_warning_and_restarted_equals_unbroken(tiny):

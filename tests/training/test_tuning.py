@@ -9,11 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from checkpoints import checkpoint, locate, never_drawn
 from data import embedded
 from data.loader import IGNORE, PhaseLoader
+from evaluation.probes import ProbeResult
 from observe.metrics import MetricsLog
 from settings import ConfigError, read, validate
+from storage import folder
 from tests.training.test_distributed import ONE, TWO, losses
+from tokenizer import Tokenizer
+from tokenizer.chat import RESERVED
 from training.settings import RunConfig
 from training.start import start
 from training.trainer import Outcome
@@ -129,3 +134,46 @@ def test_a_context_that_no_conversation_fits_is_refused_before_the_first_step(tu
     phases = phases.replace("context: 8", f"context: {shortest}")
     phases = phases.replace("batch_tokens: 64", f"batch_tokens: {8 * shortest}")
     assert train(tuning("fits", f"phases={phases}", "watch.sample_prompts=[]"))[0] is Outcome.FINISHED
+
+
+def test_newcomer_special_tokens_that_nothing_has_taught_are_never_drawn(tuning, monkeypatch):
+    """What a phase's documents hold may be, from its first step on, by samples, probes, and whoever loads the run."""
+    of_samples, of_probes = [], []
+
+    def generate(_model, prompts, *_, never):
+        of_samples.append(never)
+        return [[] for _ in prompts]
+
+    def word_problems(*_, never, **__):
+        of_probes.append(never)
+        return ProbeResult(1, 2, 0, 1)
+
+    monkeypatch.setattr("training.watch.generate", generate)
+    monkeypatch.setattr("evaluation.probes.word_problems", word_problems)
+    plain = "{name: plain, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}"
+    tune = ("{name: tune, context: 128, data: {talks: 1}, tokens: 4096, batch_tokens: 2048, probes: [word_problems], "
+            "learning_rate: {warmup: 0.2}}")  # fmt: skip
+    arguments = tuning("both", f"phases=[{plain}, {tune}]", "watch.sample_prompts=['']", "evaluation.every_steps=100")
+    outcome, run = train(arguments)
+    assert outcome is Outcome.FINISHED
+    path = locate(run)
+    tokenizer = Tokenizer.load(path / checkpoint.TOKENIZER)
+    special = tokenizer.special_tokens
+    untaught = [special[name] for name in ("<|pad|>", "<|system|>", *RESERVED)]
+    turns = [special[name] for name in ("<|user|>", "<|assistant|>", "<|end|>")]
+    assert of_samples == [sorted(untaught + turns), untaught]  # at the end of each phase
+    assert of_probes == [untaught, untaught]
+    assert checkpoint.read_state(path).special_tokens == sorted({0, *turns})
+    assert never_drawn(path, tokenizer) == untaught
+    with folder.write(run / "old") as old:  # by a version that recorded nothing
+        for file in path.rglob("*"):
+            if file.is_file() and file.name != folder.MANIFEST:
+                (old / file.relative_to(path)).parent.mkdir(exist_ok=True)
+                (old / file.relative_to(path)).write_bytes(file.read_bytes())
+        state = json.loads((old / checkpoint.STATE).read_text())
+        del state["special_tokens"]
+        (old / checkpoint.STATE).write_text(json.dumps(state))
+    ends = {special["<|endoftext|>"], special["<|end|>"]}
+    assert never_drawn(run / "old", tokenizer) == sorted(set(special.values()) - ends)
+    train(tuning("after", f"phases=[{plain}]", f"run.init_from={run}", "watch.sample_prompts=['']"))
+    assert of_samples[-1] == untaught  # which the weights have learned before

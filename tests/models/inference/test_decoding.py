@@ -549,3 +549,21 @@ def test_compiled_steps_write_the_same(awake, prepare):
     model = prepare(awake(SMALL))
     compile_steps(model)
     assert generate(model, [prompt], 60, sampling=Sampling(temperature=0)) == expected
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=2.0), Sampling(temperature=2.0, top_k=40),
+                                      Sampling(temperature=2.0, top_p=0.9, repetition_penalty=1.3)])  # fmt: skip
+def test_what_is_never_drawn_has_no_probability_and_the_others_have_theirs(small, sampling):
+    """As if the model gave it no logit at all, from the first token on; ids that the tokenizer lacks do not matter."""
+    never = [0, 3, 17, 40, 60]
+    found = generate(small, [[1, 2], [5]], 60, sampling=sampling, entries=58, never=never)
+    assert not {token for row in found for token in row} & {*never, 58, 59}
+    step = small.step
+
+    def masked(*given, **how):
+        logits = step(*given, **how)
+        logits[..., never] = float("-inf")
+        return logits
+
+    small.step = masked
+    assert generate(small, [[1, 2], [5]], 60, sampling=sampling, entries=58) == found
