@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import models.kernels.attention  # noqa: F401  registers operators
 from models import ModelConfig, build_model
 from settings import read, validate
 from training.settings import RunConfig
@@ -108,5 +109,8 @@ def flop_counter() -> FlopCounterMode:
         aten.addmm_: lambda _self, a, b, **_: 2 * a[0] * a[1] * b[1],  # adds to its result in place
         aten._scaled_dot_product_flash_attention_for_cpu: attended,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _grad, *rest, **_: 2 * attended(*rest),
+        # which sees documents of any length: here, rows of one
+        torch.ops.slms.documents_apart: lambda query, key, *_, **__: attended(query, key),
+        torch.ops.slms.documents_apart_backward: lambda _grad, *rest, **_: 2 * attended(*rest),
     }
     return FlopCounterMode(display=False, custom_mapping=ours)
