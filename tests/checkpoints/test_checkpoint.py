@@ -293,7 +293,7 @@ def test_a_step_that_was_saved_before(save, tmp_path):
 
 def test_a_failed_save_leaves_the_others(save, tmp_path):
     class Full:
-        def save(self, path: Path) -> None:
+        def save(self, path: Path, begins: bool) -> None:
             raise OSError(28, "No space left on device")
 
     paths = [save(1), save(2)]

@@ -69,8 +69,9 @@ def test_why_an_answer_ended(precise, requests, monkeypatch):
     assert [(answer.finish, answer.tokens) for answer in ended] == [("length", 8), ("stop", 8), ("stop", 1)]
 
 
-def test_an_answer_ends_with_the_context(teacher, requests):
+def test_an_answer_ends_with_the_context(teacher, requests, monkeypatch):
     short = Local(str(teacher), context=64, device="cpu")
+    monkeypatch.setattr(short, "_stops", [])  # which a model that knows nothing comes upon now and then
     prompts = [answer.prompt_tokens for answer in short.answer(requests, SAMPLING, 1)]
     answers = short.answer(requests, SAMPLING, 40)
     for prompt, answer in zip(prompts, answers, strict=True):
