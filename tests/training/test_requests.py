@@ -81,7 +81,8 @@ def test_a_second_request_ends_it_at_once(tiny):
     output, _ = process.communicate(timeout=60)
     assert process.returncode in (75, 128 + signal.SIGTERM, -signal.SIGTERM)  # it may have been quick
     outcome = json.loads((folder / "outcome.json").read_text())
-    assert (outcome["code"], outcome["reason"]) == (process.returncode, "SIGTERM") and outcome["step"] >= 1
+    assert outcome["reason"] == "SIGTERM" and outcome["step"] >= 1
+    assert outcome["code"] in (75, process.returncode)  # saved already, and then ended by a signal nobody waits for
 
 
 def test_so_soon_it_is_the_same_request():
