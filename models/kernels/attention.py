@@ -386,7 +386,7 @@ def attend_to_cache(query: Tensor, key: Tensor, value: Tensor, visible: Tensor |
 
     Args:
         query: [B, H, t, D]; key, value: [B, K, S, D], of any dtype.
-        visible: [B or 1, 1, t, S] bool, or None when every query sees every entry.
+        visible: [B or 1, 1, t, S] bool, or numbers to add to the scores, or None when every query sees every entry.
 
     Returns: [B, H, t, D] in query's dtype.
     """

@@ -1,7 +1,8 @@
 """RMSNorm, rotary positions, products of one input and SwiGLU's with hand-written gradients, for CPUs.
 
 CUDA has fused kernels for them, and torch.compile makes them; on a CPU torch falls back to single operations, each of
-which keeps what it has read for the backward pass. These keep their inputs alone, in fewer passes over memory.
+which keeps what it has read for the backward pass. These keep their inputs alone, in fewer passes over memory. A graph
+recorded for other programs holds plain operations instead, which every one of them has.
 """
 
 import functools
@@ -11,8 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def is_recorded() -> bool:
+    """Whether a graph is being recorded for another program: by torch.jit.trace, or torch.export."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019) over the last dimension."""
+    if is_recorded():
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
     if x.device.type == "cpu" and torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -32,6 +40,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     cos, sin: [B or 1, T, 1, D], each angle at i and at i + D/2, the first half of sin negative (RotaryTable).
     """
+    if is_recorded():
+        first, second = x.chunk(2, dim=-1)
+        return (x * cos + torch.cat([second, first], dim=-1) * sin).to(x.dtype)
     if x.device.type == "cpu" and torch.is_grad_enabled():
         return _Rotation.apply(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
