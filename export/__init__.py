@@ -1,1 +1,37 @@
-"""Trained models in the formats of other programs."""
+"""Trained models in the formats of other programs. `FORMATS` is the list; a format is a module of this folder with
+
+    OPTIONS: the names of convert.py's options that it knows
+    problems(trained, options) -> what is impossible about it, a sentence each, before anything is written
+    room(trained, options) -> bytes that writing it takes
+    write(trained, options, folder) -> the report, a dict for export_report.json; raises ExportFault
+"""
+
+import dataclasses
+from importlib import import_module
+from types import ModuleType
+
+FORMATS = {  # name: (module, what it is for)
+    "coreml": ("export.coreml", "a .mlpackage for iOS 18 and macOS 15, checked here without a Mac"),
+}
+
+
+class ExportFault(RuntimeError):
+    """What was written is not what the checkpoint computes, or cannot be written; the message says where."""
+
+
+class MissingPackage(ImportError):
+    """A format needs a Python package that is not installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What convert.py was asked for, beside the checkpoint and the folder; None: the format's own default."""
+
+    io: str | None = None  # coreml: swift | stateless
+    quantize: str | None = None  # none | int8
+    hub: str | None = None  # OWNER/NAME under which the folder will be on the Hub
+
+
+def format_of(name: str) -> ModuleType:
+    """The module of a format, imported now."""
+    return import_module(FORMATS[name][0])

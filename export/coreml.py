@@ -11,9 +11,15 @@ with a scale a row; rotary tables, learned positions and norms stay as they are.
 import contextlib
 import io
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export import MissingPackage, Options
+from export.trained import Trained
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -22,6 +28,107 @@ if TYPE_CHECKING:
 STATES = ("keyCache", "valueCache")
 INPUT, OUTPUT = "inputIds", "logits"
 LEAST_QUANTIZED = 2048  # elements of a weight: below, a scale a row costs more than it saves
+PACKAGE = "model.mlpackage"
+OPTIONS = ("io", "quantize", "hub")
+NOT_VERIFIED = (
+    "that Core ML's compiler accepts the package",
+    "the numbers that a GPU and a Neural Engine compute",
+    "which operations run where, how fast, and in how much memory",
+    "the token ids of Swift's own tokenizer",
+)
+
+
+def problems(trained: Trained, options: Options) -> list[str]:
+    """What is impossible about it: nothing, where coremltools is there.
+
+    Raises:
+        MissingPackage: it is not.
+    """
+    try:
+        metadata.version("coremltools")
+    except metadata.PackageNotFoundError as error:
+        raise MissingPackage("the package coremltools is not installed: pip install -r requirements.txt") from error
+    return []
+
+
+def room(trained: Trained, options: Options) -> int:
+    """Bytes on the disk: the weights in fp16, once more while they are quantised, tables and logits beside them."""
+    weights = 2 * trained.config.parameters()["total"]
+    return int((2 if options.quantize == "int8" else 1) * 1.1 * weights) + 50_000_000
+
+
+def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
+    """model.mlpackage, golden prompts, and what checks it on a Mac, into `folder`; returns the report.
+
+    Raises:
+        ExportFault: the package does not compute what the checkpoint does.
+    """
+    from export import bundle, check
+
+    stateless, int8 = options.io == "stateless", options.quantize == "int8"
+    package = convert(trained.model, stateless=stateless, never=trained.never)
+    if int8:
+        package = quantize(package)
+    described(package, trained, options)
+    package.save(str(folder / PACKAGE))
+    del package
+    bundle.write_golden(trained, bundle.golden(trained), folder, stateful=not stateless)
+    here = Path(__file__).parent / "on_a_mac"
+    shutil.copy(here / "check_on_mac.py", folder)
+    (folder / ".github" / "workflows").mkdir(parents=True)
+    shutil.copy(here / "check-on-mac.yml", folder / ".github" / "workflows")
+    weights = next((folder / PACKAGE).rglob("weight.bin")).stat().st_size
+    return {
+        "contract": contract(trained, stateless),
+        "quantize": "int8" if int8 else "none",
+        "weight_bytes": weights,
+        "parity": check.check(folder / PACKAGE, trained),
+        "coremltools": metadata.version("coremltools"),
+        "not_verified": list(NOT_VERIFIED),
+    }
+
+
+def contract(trained: Trained, stateless: bool) -> dict[str, Any]:
+    """What a client has to feed, and gets."""
+    from export.traced import CacheLayout
+
+    config = trained.config
+    shape = list(CacheLayout.of(config).shape)
+    states = {} if stateless else {name: {"dtype": "float16", "shape": shape} for name in STATES}
+    return {
+        "io": "stateless" if stateless else "swift",
+        "inputs": {INPUT: {"dtype": "int32", "shape": [1, [1, config.context]]}},
+        "states": states,
+        "outputs": {OUTPUT: {"dtype": "float16", "shape": [1, "T", config.vocab_size]}},
+        "least": "iOS 18, macOS 15",
+        "logits_of_512_tokens_bytes": 512 * 2 * config.vocab_size,
+        "past_the_context": "tokens stand at the last position and are not remembered",
+    }
+
+
+def described(package: "MLModel", trained: Trained, options: Options) -> None:
+    """Write into the package what it is, and where clients find its tokenizer."""
+    package.short_description = f"{trained.path.name}: {trained.config.parameters()['total']:,} parameters"
+    about = {"context": str(trained.config.context), "quantize": options.quantize or "none"}
+    if options.hub:
+        about["co.huggingface.exporters.name"] = options.hub
+    for key, value in about.items():
+        package.user_defined_metadata[key] = value
+
+
+def tell(report: dict[str, Any], out: Path) -> None:
+    """Print what was made, how near it is, and what nobody has looked at."""
+    parity = report["parity"]
+    print(f"{out}: {report['weight_bytes'] / 1e6:,.2f} MB of weights, {parity['operations']} kinds of operations")
+    for name, title in (("graph", "graph in fp32"), ("fp16", "in fp16, sums in fp32"),
+                        ("fp16_accumulate", "in fp16, sums too"), ("against_checkpoint", "against the checkpoint")):
+        of = parity[name]
+        print(f"{title:24} max abs {of['max_abs']:.2e} of a range of {of['range']:.1f}, mean KL {of['mean_kl']:.1e}, "
+              f"top-1 {of['top1']:.3f}")  # fmt: skip
+    for problem in parity["rounding_out_of_bounds"]:
+        print(f"rounding to fp16 changes more than usual: {problem}")
+    print(f"Not checked here: {'; '.join(report['not_verified'])}. Run {out}/check_on_mac.py on any Mac, or push the "
+          "folder to a public repository: its workflow runs there.")  # fmt: skip
 
 
 def convert(model: "nn.Module", *, stateless: bool = False, never: Sequence[int] = ()) -> "MLModel":
