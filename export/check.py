@@ -1,8 +1,10 @@
 """Does a Core ML package compute what its checkpoint does? Asked of export/mil.py, which runs it without a Mac.
 
-Three questions, because their answers mean different things: whether the graph is the model's (both in fp32, torch with
-the package's own weights, so that only a wrong operation can make a difference); what rounding to fp16 changes, with
-sums in fp32 and in fp16, between which devices lie; and how far the whole is from the checkpoint, quantised or not.
+Several questions, because their answers mean different things. Are the weights and tables the checkpoint's, to the bit
+in fp16, to half a step in int8? Is the graph the model's: both in fp32, torch with the package's own weights, so that
+only a wrong operation makes a difference; over chunks longer than a window, after a new state, and at the end of the
+context? What does rounding to fp16 change, with sums in fp32 and in fp16, between which devices lie? And how far is
+the whole from the checkpoint?
 """
 
 import copy
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import ExportFault
+from export.coreml import STATES
 from export.trained import Trained
 
 if TYPE_CHECKING:
@@ -20,23 +23,26 @@ if TYPE_CHECKING:
 
     from export.mil import Package
 
-SUFFIXES = ("", "_to_fp16", "_quantized", "_to_fp16_quantized")  # coremltools' own, behind a parameter's name
+SUFFIXES = ("", "_to_fp16")  # coremltools' own, behind a parameter's name
+QUANTIZED = tuple(f"{suffix}_quantized" for suffix in SUFFIXES)
 SHORTEST = 128  # tokens checked at least
+AT_THE_END = 8  # tokens checked before the end of the context
+ROUNDED_MOST = 0.01  # mean KL that rounding may come to over those few
 LARGEST_TOLD = 5  # kinds of operations with the largest numbers
+HALF_A_STEP = 0.5 / 127 + 2**-10  # of a row's largest weight: rounding to int8, and its scale to fp16
 
 
 def check(path: Path, trained: Trained) -> dict[str, Any]:
-    """How far the package at `path` is from the checkpoint, over a text longer than its windows, in chunks of many
-    lengths; for export_report.json.
+    """How far the package at `path` is from the checkpoint; for export_report.json.
 
     Raises:
         ExportFault: an operation that is not known, a shape that is not as declared, a number that is none, a weight
-            that is nowhere, or a graph that computes something else.
+            that is another, or a graph that computes something else.
     """
     import numpy as np
 
     from export.mil import PRECISIONS, Package, Writer
-    from export.parity import GRAPH, ROUNDING, compare
+    from export.parity import ROUNDING, compare
 
     lengths = _chunks(trained)
     ids = _text(trained, sum(lengths))
@@ -47,19 +53,22 @@ def check(path: Path, trained: Trained) -> dict[str, Any]:
     for precision in PRECISIONS:
         package = exact if precision == "fp32" else Package(path, precision)
         writer = Writer(package)
-        parts = [writer.logits(part) for part in _split(ids, lengths)]
-        seen[precision] = np.concatenate(parts)[:, drawn]
+        seen[precision] = np.concatenate([writer.logits(part) for part in _split(ids, lengths)])[:, drawn]
         if problems := package.findings.problems():
             raise ExportFault(f"the package is not right ({precision}): " + "; ".join(problems[:5]))
-    graph = compare(expected, seen["fp32"])
-    if problems := graph.problems(GRAPH):
-        raise ExportFault("the package computes something else than the checkpoint: " + "; ".join(problems))
+    graph = _same("the graph", expected, seen["fp32"])
+    again = Writer(exact).logits(ids[: lengths[0]])[:, drawn]
+    _same("a second text, with a new state,", expected[: lengths[0]], again)
+    if exact.program.states:
+        _check_end(exact, held, trained, ids, drawn)
+        _check_end(Package(path, "fp16"), held, trained, ids, drawn)
     rounded = {name: compare(expected, seen[name]) for name in PRECISIONS[1:]}
     whole = compare(_logits(trained.model, ids)[:, drawn], seen["fp16"])
     largest = list(exact.findings.largest_by_kind().items())[:LARGEST_TOLD]
     return {
         "positions": len(ids),
         "chunks": lengths,
+        "at_the_end_of_the_context": AT_THE_END if exact.program.states else 0,
         "operations": len({operation.kind for operation in exact.program.operations}),
         "graph": dataclasses.asdict(graph),
         "fp16": dataclasses.asdict(rounded["fp16"]),
@@ -70,42 +79,103 @@ def check(path: Path, trained: Trained) -> dict[str, Any]:
     }
 
 
+def _same(what: str, expected: "np.ndarray", found: "np.ndarray") -> Any:
+    """Their comparison, in fp32.
+
+    Raises:
+        ExportFault: they differ by more than the order of additions explains.
+    """
+    from export.parity import GRAPH, compare
+
+    parity = compare(expected, found)
+    if problems := parity.problems(GRAPH):
+        raise ExportFault(f"{what} computes something else than the checkpoint: " + "; ".join(problems))
+    return parity
+
+
+def _check_end(package: "Package", held: "nn.Module", trained: Trained, ids: list[int], drawn: "np.ndarray") -> None:
+    """The last positions of the context, behind caches of zeros, one token and then several.
+
+    Raises:
+        ExportFault: the package is elsewhere than it should be.
+    """
+    import torch
+
+    from export.mil import Writer
+    from export.parity import Bounds, compare
+    from export.traced import position, set_position
+
+    length = min(AT_THE_END, trained.config.context - 1)
+    start = trained.config.context - length
+    writer, state = Writer(package), held.new_state(1)
+    set_position(*(writer.state[name] for name in STATES), start)
+    state.hold(trained.config.context)
+    state.length = start
+    for part in _split(ids[:length], [1, length - 1]):
+        with torch.inference_mode():
+            expected = held.step(torch.tensor([part]), state)[0].numpy()[:, drawn]
+        found = writer.logits(part)[:, drawn]
+        reached = position(*(writer.state[name] for name in STATES))
+        if reached != state.length:
+            raise ExportFault(f"positions are not exact: after {state.length} tokens the package is at {reached}")
+        if package.precision == "fp32":
+            _same("the end of the context", expected, found)
+        elif problems := compare(expected, found).problems(Bounds(mean_kl=ROUNDED_MOST)):
+            raise ExportFault("the end of the context is computed otherwise in fp16: " + "; ".join(problems))
+
+
 def holding(package: "Package", model: "nn.Module") -> "nn.Module":
     """A copy of `model` with the weights and tables that the package holds, rounded and quantised as they are there.
 
     Raises:
-        ExportFault: a weight is nowhere in the package.
+        ExportFault: one is nowhere in the package, or differs from the checkpoint's by more than rounding.
     """
     import torch
 
     held = copy.deepcopy(model)
-    missing = []
-    for name, parameter in (*held.named_parameters(), *held.named_buffers()):  # of these: rotary tables
-        value = _weight(package, name, parameter)
+    wrong = []
+    for name, tensor in (*held.named_parameters(), *held.named_buffers()):  # of these: rotary tables
+        exact = tensor.detach().numpy()
+        value, is_quantized = _kept(package, name, exact)
         if value is None:
-            missing.append(name)
+            wrong.append(f"{name} is nowhere in the package")
+        elif is_quantized and (exact.ndim != 2 or not isinstance(tensor, torch.nn.Parameter)):
+            wrong.append(f"{name} is quantised, and no matrix of weights")
+        elif problem := _unlike(exact, value, is_quantized):
+            wrong.append(f"{name} {problem}")
         else:
-            parameter.data = torch.from_numpy(value.copy()).to(parameter.dtype)
-    if missing:
-        raise ExportFault(f"weights are nowhere in the package: {', '.join(missing[:5])}")
+            tensor.data = torch.from_numpy(value.copy())
+    if wrong:
+        raise ExportFault("weights are not the checkpoint's: " + "; ".join(wrong[:5]))
     return held
 
 
-def _weight(package: "Package", name: str, parameter: Any) -> "np.ndarray | None":
-    """What the package holds for a parameter: by its name, or by its value, for equal constants are kept once."""
+def _kept(package: "Package", name: str, exact: "np.ndarray") -> tuple["np.ndarray | None", bool]:
+    """What the package holds for a tensor, in fp32, and whether it is quantised: found by its name, or by its value,
+    for equal constants are kept once."""
     import numpy as np
 
-    shape = tuple(parameter.shape)
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *QUANTIZED):
         value = package.constant("model_" + name.replace(".", "_") + suffix)
-        if value is not None and value.shape == shape:
-            return value.astype(np.float32)
-    exact = parameter.detach().numpy()
+        if value is not None and value.shape == exact.shape:
+            return value.astype(np.float32), suffix in QUANTIZED
     for rounded in (exact, exact.astype(np.float16).astype(np.float32)):
-        for other in package.constants_of(shape):
-            if np.array_equal(other, rounded):
-                return rounded
-    return None
+        if any(np.array_equal(other, rounded) for other in package.constants_of(exact.shape)):
+            return rounded, False
+    return None, False
+
+
+def _unlike(exact: "np.ndarray", value: "np.ndarray", is_quantized: bool) -> str | None:
+    """How `value` differs from what it should be: `exact`, in fp32 or fp16 to the bit, or in int8."""
+    import numpy as np
+
+    off = np.abs(value - exact)
+    if is_quantized:
+        right = (off <= HALF_A_STEP * np.abs(exact).max(axis=1, keepdims=True)).all()
+        return None if right else f"is off by {off.max():.3g}, more than half a step of int8"
+    if np.array_equal(value, exact) or np.array_equal(value, exact.astype(np.float16).astype(np.float32)):
+        return None
+    return f"is off by {off.max():.3g}, which is no rounding to fp16"
 
 
 def _chunks(trained: Trained) -> list[int]:

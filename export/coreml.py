@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from coremltools.models import MLModel
     from torch import nn
 
+    from export.program import Program
+
 STATES = ("keyCache", "valueCache")
 INPUT, OUTPUT = "inputIds", "logits"
 LEAST_QUANTIZED = 2048  # elements of a weight: below, a scale a row costs more than it saves
@@ -104,6 +106,24 @@ def contract(trained: Trained, stateless: bool) -> dict[str, Any]:
         "logits_of_512_tokens_bytes": 512 * 2 * config.vocab_size,
         "past_the_context": "tokens stand at the last position and are not remembered",
     }
+
+
+def swift_problems(program: "Program") -> list[str]:
+    """What swift-transformers' LanguageModel would not take, or would feed in another way than the package needs: read
+    in its source (Sources/Models/LanguageModel.swift, June 2026). None where its states path loads it."""
+    found = [f"input {name} is never fed" for name in program.inputs if name != INPUT]
+    taken = program.inputs.get(INPUT)
+    if taken is None or taken.dtype != "int32" or len(taken.shape) != 2:
+        found.append(f"{INPUT} is {taken}, int32[1, T] is fed")
+    bounds = program.ranges[INPUT].bounds if INPUT in program.ranges else ()
+    if len(bounds) != 2 or bounds[1][1] is None or bounds[1][1] - bounds[1][0] <= 1:
+        found.append(f"{INPUT} has no range of lengths, so the app ends with a fatal error")
+    found += [f"there is no state {name}" for name in STATES if name not in program.states]
+    found += [f"state {name} is one too many" for name in program.states if name not in STATES]
+    logits = program.types().get(OUTPUT)
+    if OUTPUT not in program.outputs or logits is None or len(logits.shape) != 3:
+        found.append(f"{OUTPUT} is {logits}, [1, T, V] is read")
+    return found
 
 
 def described(package: "MLModel", trained: Trained, options: Options) -> None:

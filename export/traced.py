@@ -18,7 +18,7 @@ Shapes: q new tokens, K key/value heads, E entries, D head width, S entries of o
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,16 @@ def _blend(old: Tensor, written: Tensor, new: Tensor) -> Tensor:
     """`old` [1, K, S, D], of which the entries that `written` [S, q] names become those of `new` [1, K, q, D]."""
     written = written.to(new.dtype)
     return old * (1 - written.sum(dim=1, keepdim=True)) + written @ new
+
+
+def set_position(key_cache: Any, value_cache: Any, position: int) -> None:
+    """Make two caches, arrays or tensors [1, K, E, D], those of a state that has seen `position` tokens."""
+    key_cache[0, 0, -1, 0], value_cache[0, 0, -1, 0] = divmod(position, DIGIT)
+
+
+def position(key_cache: Any, value_cache: Any) -> int:
+    """How many tokens the state with these two caches has seen."""
+    return DIGIT * int(key_cache[0, 0, -1, 0]) + int(value_cache[0, 0, -1, 0])
 
 
 def _mask(visible: Tensor) -> Tensor:
