@@ -137,7 +137,7 @@ class Package:
         self._slots: dict[str, int] = {}
         self._values: list[Any] = []  # constants where they are known, None elsewhere
         for name, constant in self.program.constants.items():
-            self._slot(name, _held(constant.value))
+            self._slot(name, held(constant.value))
         for name in self.program.inputs:
             self._slot(name)
         self._steps = [step for step in map(self._step, self.program.operations) if step]
@@ -146,6 +146,17 @@ class Package:
     def new_state(self) -> dict[str, np.ndarray]:
         """The states of a new text: zeros. Each call of `predict` replaces their values."""
         return {name: np.zeros(type.shape, _held_dtype(type)) for name, type in self.program.states.items()}
+
+    def constant(self, name: str) -> np.ndarray:
+        """A constant of the program, decoded: such as the weights that a checkpoint is to be compared with.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        value = self._values[self._slots[name]]
+        if not isinstance(value, np.ndarray):
+            raise KeyError(name)
+        return value
 
     def predict(self, inputs: dict[str, Any], state: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """The outputs by name, floating-point numbers as float32.
@@ -291,7 +302,7 @@ class Package:
         constants, single, several = {}, [], []
         for name, bound in operation.inputs.items():
             slots = tuple(
-                self._slots[value] if isinstance(value, str) else self._slot(f"{where}.{name}", _held(value.value))
+                self._slots[value] if isinstance(value, str) else self._slot(f"{where}.{name}", held(value.value))
                 for value in bound
             )
             if name in definition.tuples:
@@ -333,7 +344,8 @@ class Package:
     def _state_step(self, operation: Operation, where: str) -> _Step | None:
         needed = _STATE_INPUTS[operation.kind]
         if set(operation.inputs) != needed:
-            self.findings.missing.append(f"{operation.kind} with inputs {', '.join(operation.inputs)} ({where})")
+            inputs = ", ".join(sorted(operation.inputs))
+            self.findings.missing.append(f"{operation.kind} with inputs {inputs} ({operation.name})")
             return None
         state = operation.inputs["state" if operation.kind == _UPDATE else "input"][0]
         if state not in self.program.states:
@@ -357,7 +369,7 @@ class Package:
             needed |= used
 
 
-def _held(value: Any) -> Any:
+def held(value: Any) -> Any:
     """A stored constant as operations take it: floating-point numbers as float32."""
     if isinstance(value, str):
         return value
@@ -369,8 +381,9 @@ def _held_dtype(type: Type) -> np.dtype:
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    # A list, since this runs for each value, and generators take their time to begin
     return len(shape) == len(declared) and all(
-        size == wanted or wanted is None for size, wanted in zip(shape, declared, strict=True)
+        [size == wanted or wanted is None for size, wanted in zip(shape, declared, strict=True)]
     )
 
 
