@@ -181,6 +181,11 @@ def test_a_value_that_is_not_as_declared_is_found(stateful, tmp_path):
             elif operation.type == "range_1d":
                 names["dtype"] = operation.outputs[0].name
                 tensor.dataType = 22  # int16
+            elif operation.type == "rsqrt":
+                names["half"] = operation.outputs[0].name
+                tensor.dataType = 11  # fp32
+            elif operation.type == "mul" and operation.inputs["y"].arguments[0].name == names.get("half"):
+                names["mixed"] = operation.outputs[0].name
 
     package = mil.Package(small_gpt.damaged(stateful, tmp_path / "x", change))
     package.predict({"inputIds": [[1, 2]]}, package.new_state())
@@ -188,8 +193,10 @@ def test_a_value_that_is_not_as_declared_is_found(stateful, tmp_path):
         names["dtype"]: "declared as int16[?], int32[2] came of range_1d",
         names["size"]: "declared as fp16[1, ?, 33], float32[1, 2, 32] came of layer_norm",
         names["shape"]: "declared as fp16[], float32[1, 2, 48] came of silu",
+        names["half"]: "declared as fp32[1, ?, 1], rsqrt makes it of fp16",
+        names["mixed"]: "declared as fp16[1, ?, 32], mul makes it of fp16 and fp32",
     }
-    assert len(package.findings.problems()) == 3
+    assert len(package.findings.problems()) == 5
 
 
 def weight_offset(path: Path, prefix: str) -> tuple[Path, int]:

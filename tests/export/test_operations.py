@@ -536,6 +536,8 @@ def compressed(tmp_path_factory) -> Path:
             *(table(indices=stored(dtype, 0, 2**bits, 6, 5), lut=real(3, 1, 2**bits, 1).astype(np.float16),
                     name=f"palette_{bits}") for bits, dtype in
               {1: types.uint1, 2: types.uint2, 3: types.uint3, 4: types.uint4, 6: types.uint6, 8: types.uint8}.items()),
+            shift(data=table(indices=stored(types.uint4, 0, 16, 6, 5), lut=stored(types.int8, -128, 128, 2, 1, 16, 1)),
+                  scale=scales(6, 1), name="palette_of_integers"),
             table(indices=stored(types.uint2, 0, 4, 6, 5), lut=real(2, 1, 4, 3).astype(np.float16),
                   vector_axis=np.int32(0), name="vectors"),
             Builder.constexpr_affine_dequantize(
@@ -573,12 +575,13 @@ def test_constants_are_decoded_as_coremltools_decodes_them(compressed):
     for operation in loaded(compressed).functions["main"].operations:
         if operation.op_type.startswith("constexpr_"):
             found[operation.outputs[0].name] = operation.materialized_val_inference()
-    assert len(found) == 16
+    assert len(found) == 18
     types = package.program.types()
     for name, expected in found.items():
         value = package.constant(name)
-        assert expected.dtype == (np.float16 if types[name].dtype == "fp16" else np.float32), name
-        np.testing.assert_array_equal(value, expected.astype(np.float32), err_msg=name)
+        assert types[name].dtype == {"float16": "fp16", "float32": "fp32"}.get(str(expected.dtype), "int8"), name
+        assert value.dtype == (np.int8 if expected.dtype == np.int8 else np.float32), name
+        np.testing.assert_array_equal(value, expected, err_msg=name)
     assert package.findings.problems() == []
 
 
