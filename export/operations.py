@@ -191,7 +191,7 @@ def cast(x, dtype):
         raise OperationFault(f"it casts to {dtype}, which is not known here")
     limits = np.iinfo(dtype)
     if x.size and x.dtype.kind in "fiu" and not np.can_cast(x.dtype, dtype):
-        low, high = x.min(), x.max()
+        low, high = float(x.min()), float(x.max())
         if not (low > limits.min - 1.0 and high < limits.max + 1.0):  # so that NaN is none either
             raise OperationFault(f"{dtype} does not hold its values of {low} to {high}")
     return x.astype(dtype)

@@ -154,6 +154,26 @@ def test_what_is_not_known_is_found_and_refused(stateful, tmp_path):
         package.predict({"inputIds": [[1]]}, package.new_state())
 
 
+def test_a_state_that_is_updated_and_read_in_one_operation(stateful, tmp_path, expected):
+    """coremltools writes it as two; its own dialect has it as one."""
+
+    def change(specification):
+        for operation in small_gpt.operations(specification):
+            if operation.type == "write_state":
+                operation.type = "coreml_update_state"
+                for old, new in (("input", "state"), ("data", "value")):
+                    operation.inputs[new].CopyFrom(operation.inputs[old])
+                    del operation.inputs[old]
+                name = operation.inputs["state"].arguments[0].name
+                type = next(feature.type for feature in specification.mlProgram.functions["main"].inputs
+                            if feature.name == name).stateType.wrappedType  # fmt: skip
+                operation.outputs.add(name=f"{name}_read").type.CopyFrom(type)
+
+    package = mil.Package(small_gpt.damaged(stateful, tmp_path / "x", change))
+    assert parity.compare(expected, logits(package, package.new_state())).problems(parity.GRAPH) == []
+    assert package.findings.problems() == []
+
+
 def test_another_set_of_operations_is_refused(stateful, tmp_path):
     def change(specification):
         function = specification.mlProgram.functions["main"]

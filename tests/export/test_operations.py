@@ -450,6 +450,7 @@ FAULTS = [
     ("gelu", {"x": real(3), "mode": "QUICK"}, "its mode is QUICK"),
     ("cast", {"x": np.float32(np.nan), "dtype": "int32"}, "does not hold"),
     ("cast", {"x": i32(40_000), "dtype": "int16"}, "int16 does not hold its values of 40000"),
+    ("cast", {"x": np.float32(2**31), "dtype": "int32"}, "int32 does not hold its values of 2147483648"),
     ("cast", {"x": real(3), "dtype": "int4"}, "not known here"),
     ("add", {"x": real(3), "y": whole(3)}, "x is float32 and y int32"),
     ("real_div", {"x": whole(3), "y": whole(3)}, "not defined for int32"),
@@ -469,6 +470,10 @@ FAULTS = [
 def test_what_has_no_defined_result_is_refused(kind, inputs, message):
     with pytest.raises(ValueError, match=message):
         ours(kind, inputs)
+
+
+def test_the_lowest_whole_number_can_be_cast_to():
+    assert ours("cast", {"x": np.float32(-(2**31)), "dtype": "int32"}) == [-(2**31)]
 
 
 @pytest.mark.parametrize(
