@@ -46,7 +46,8 @@ class Findings:
 
     Attributes:
         missing: operations that are not known, and known ones with inputs that are not.
-        shapes: of values that are not of the declared type or shape: what was declared, and what came.
+        shapes: of values that are not of the declared type or shape: what was declared, and what came, or what it is
+            made of, where the types of an operation's floating-point inputs and outputs differ.
         not_finite: of operations that made infinities or what is no number: their kind.
         largest: of operations that make numbers: their kind and the largest absolute value.
         too_large: of values that are declared as fp16, which does not hold them: the largest absolute value. Only
@@ -124,10 +125,11 @@ class Package:
     def __init__(self, path: str | Path, precision: str = "fp32", round_states: bool | None = None):
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}: use one of {', '.join(PRECISIONS)}")
-        from export.operations import OPERATIONS  # brings torch, which `--help` does not need
+        from export import operations  # brings torch, which `--help` does not need
 
-        self._definitions = OPERATIONS
+        self._definitions, self._half = operations.OPERATIONS, operations.rounded
         self.program: Program = read(path)
+        self._types = self.program.types()
         if self.program.opset not in OPSETS:
             raise PackageError(f"{path} is written in {self.program.opset}: {', '.join(OPSETS)} can be read")
         self.precision = precision
@@ -137,7 +139,7 @@ class Package:
         self._slots: dict[str, int] = {}
         self._values: list[Any] = []  # constants where they are known, None elsewhere
         for name, constant in self.program.constants.items():
-            self._slot(name, _held(constant.value))
+            self._slot(name, held(constant.value))
         for name in self.program.inputs:
             self._slot(name)
         self._steps = [step for step in map(self._step, self.program.operations) if step]
@@ -212,7 +214,7 @@ class Package:
         if type(value) is not np.ndarray:
             value = np.asarray(value)
         if output.rounds:
-            value = value.astype(np.float16).astype(np.float32)
+            value = self._half(value)
         declared = output.type.shape
         if value.dtype != output.dtype or (value.shape != declared and not _fits(value.shape, declared)):
             came = f"{value.dtype}{list(value.shape)}"
@@ -232,7 +234,7 @@ class Package:
         type = self.program.states[name]
         if value.shape != type.shape:
             raise OperationFault(f"{where}: the state {name} is {type}, it is given {list(value.shape)}")
-        state[name] = value.astype(np.float16).astype(np.float32) if self._rounds_state(type) else value
+        state[name] = self._half(value) if self._rounds_state(type) else value
 
     def _rounds_state(self, type: Type) -> bool:
         return self._rounds_states and type.dtype == "fp16"
@@ -254,7 +256,7 @@ class Package:
             given = np.asarray(inputs[name])
             value = given.astype(_held_dtype(type))
             if self._rounds and type.dtype == "fp16":
-                value = value.astype(np.float16).astype(np.float32)
+                value = self._half(value)
             if value.dtype.kind in "iub" and not np.array_equal(value, given):
                 raise ValueError(f"{name} is {type}, which does not hold what was given")
             if not self.program.ranges[name].allows(value.shape) or not _fits(value.shape, type.shape):
@@ -291,6 +293,7 @@ class Package:
         if definition.constant:
             self._decode(operation, definition, constants, bool(single), where)
             return None
+        self._compare_types(operation)
         outputs = self._outputs(operation, not definition.moves)
         compute = functools.partial(definition.function, **constants)
         return _Step(where, compute, single, several, outputs, freed=())
@@ -302,7 +305,7 @@ class Package:
         constants, single, several = {}, [], []
         for name, bound in operation.inputs.items():
             slots = tuple(
-                self._slots[value] if isinstance(value, str) else self._slot(f"{where}.{name}", _held(value.value))
+                self._slots[value] if isinstance(value, str) else self._slot(f"{where}.{name}", held(value.value))
                 for value in bound
             )
             if name in definition.tuples:
@@ -314,6 +317,21 @@ class Package:
             else:
                 constants[name] = self._values[slots[0]]
         return constants, tuple(single), tuple(several)
+
+    def _compare_types(self, operation: Operation) -> None:
+        """Floating-point numbers are held in fp32 here whatever they are declared as, so that no run shows whether what
+        an operation takes and makes is declared as of one type. Constants may be of another, and masks."""
+        if operation.kind == "cast":
+            return
+        taken = {
+            self._types[value].dtype
+            for name, bound in operation.inputs.items() for value in bound
+            if name != "attn_mask" and isinstance(value, str) and self._values[self._slots[value]] is None
+        } & set(_FLOATS)  # fmt: skip
+        for name, type in operation.outputs:
+            if type.dtype in _FLOATS and taken - {type.dtype}:
+                made = " and ".join(sorted(taken))
+                self.findings.shapes[name] = f"declared as {type}, {operation.kind} makes it of {made}"
 
     def _outputs(self, operation: Operation, makes: bool) -> tuple[_Output, ...]:
         return tuple(
@@ -339,12 +357,13 @@ class Package:
         if value.shape != type.shape:
             self.findings.shapes[name] = f"declared as {type}, {list(value.shape)} came of {operation.kind}"
         # It is a constant of this type in every precision: what torch is given to compare with
-        self._slot(name, value.astype(np.float16).astype(np.float32) if type.dtype == "fp16" else value)
+        self._slot(name, self._half(value) if type.dtype == "fp16" else value)
 
     def _state_step(self, operation: Operation, where: str) -> _Step | None:
         needed = _STATE_INPUTS[operation.kind]
         if set(operation.inputs) != needed:
-            self.findings.missing.append(f"{operation.kind} with inputs {', '.join(operation.inputs)} ({where})")
+            inputs = ", ".join(sorted(operation.inputs))
+            self.findings.missing.append(f"{operation.kind} with inputs {inputs} ({operation.name})")
             return None
         state = operation.inputs["state" if operation.kind == _UPDATE else "input"][0]
         if state not in self.program.states:
@@ -368,7 +387,7 @@ class Package:
             needed |= used
 
 
-def _held(value: Any) -> Any:
+def held(value: Any) -> Any:
     """A stored constant as operations take it: floating-point numbers as float32."""
     if isinstance(value, str):
         return value
@@ -380,8 +399,9 @@ def _held_dtype(type: Type) -> np.dtype:
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    # A list, since this runs for each value, and generators take their time to begin
     return len(shape) == len(declared) and all(
-        size == wanted or wanted is None for size, wanted in zip(shape, declared, strict=True)
+        [size == wanted or wanted is None for size, wanted in zip(shape, declared, strict=True)]
     )
 
 

@@ -191,7 +191,7 @@ def cast(x, dtype):
         raise OperationFault(f"it casts to {dtype}, which is not known here")
     limits = np.iinfo(dtype)
     if x.size and x.dtype.kind in "fiu" and not np.can_cast(x.dtype, dtype):
-        low, high = x.min(), x.max()
+        low, high = float(x.min()), float(x.max())
         if not (low > limits.min - 1.0 and high < limits.max + 1.0):  # so that NaN is none either
             raise OperationFault(f"{dtype} does not hold its values of {low} to {high}")
     return x.astype(dtype)
@@ -258,13 +258,20 @@ def select(cond, a, b):
 # Sums and the like
 
 
+def rounded(x: Array) -> Array:
+    """`x`, which is float32, rounded to what fp16 holds."""
+    if x.size < 512:  # below, torch takes longer to begin than numpy takes
+        return x.astype(np.float16).astype(np.float32)
+    return torch.from_numpy(x).half().float().numpy()
+
+
 def _half_product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """x [..., m, k] @ y [..., k, n], each sum in float16: it is rounded after every term."""
-    x, y = x.half(), y.half()
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     total = torch.zeros(*batch, x.shape[-2], y.shape[-1], dtype=torch.float16)
-    for term in range(x.shape[-1]):
-        total.addcmul_(x[..., term : term + 1], y[..., term : term + 1, :])
+    columns, rows = x.half().unsqueeze(-1).unbind(-2), y.half().unsqueeze(-2).unbind(-3)
+    for column, row in zip(columns, rows, strict=True):  # [..., m, 1], [..., 1, n]
+        total.addcmul_(column, row)
     return total.float()
 
 
@@ -274,10 +281,6 @@ def _half_sum(x: Array, axes: tuple[int, ...]) -> Array:
     flat = np.transpose(x, [*kept, *axes]).reshape(*(x.shape[axis] for axis in kept), 1, -1)
     total = _half_product(_tensor(flat), torch.ones(flat.shape[-1], 1)).numpy()
     return total.reshape([1 if axis in axes else size for axis, size in enumerate(x.shape)])
-
-
-def _half(x: Array) -> Array:
-    return x.astype(np.float16).astype(np.float32)
 
 
 def _axes(axes: Array | None, rank: int) -> tuple[int, ...]:
@@ -318,7 +321,7 @@ def reduce_mean(x, axes=None, keep_dims=False, *, half=False):
 
 @_operation()
 def reduce_sum_square(x, axes=None, keep_dims=False, *, half=False):
-    return reduce_sum(_half(np.square(x)) if half else np.square(x), axes, keep_dims, half=half)
+    return reduce_sum(rounded(np.square(x)) if half else np.square(x), axes, keep_dims, half=half)
 
 
 @_operation()
@@ -409,7 +412,7 @@ def _refuse_unseeing(largest: Array) -> None:
 def _softmax(x: Array, axis: int, half: bool) -> Array:
     if not half:
         return torch.softmax(_tensor(x), axis).numpy()
-    powers = _half(np.exp(_half(x - x.max(axis=axis, keepdims=True))))
+    powers = rounded(np.exp(rounded(x - x.max(axis=axis, keepdims=True))))
     return powers / _half_sum(powers, (axis,))
 
 
@@ -438,9 +441,9 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, half=Fals
     queries, keys, values = torch.from_numpy(query), torch.from_numpy(key), torch.from_numpy(value)
     scale = 1 / math.sqrt(query.shape[-1])
     if half:
-        scores = _half(_half_product(queries, keys.transpose(-1, -2)).numpy() * np.float32(scale))
-        scores = scores if attn_mask is None else _half(scores + attn_mask)
-        weights = _half(_softmax(scores, scores.ndim - 1, True))
+        scores = rounded(_half_product(queries, keys.transpose(-1, -2)).numpy() * np.float32(scale))
+        scores = scores if attn_mask is None else rounded(scores + attn_mask)
+        weights = rounded(_softmax(scores, scores.ndim - 1, True))
         return _half_product(torch.from_numpy(weights), values).numpy()
     scores = torch.matmul(queries * scale, keys.transpose(-1, -2))
     scores = scores if attn_mask is None else scores + torch.from_numpy(attn_mask)
@@ -451,11 +454,11 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, *, half=Fals
 def layer_norm(x, axes=None, gamma=None, beta=None, epsilon=1e-5, *, half=False):
     _need_float(x)
     axes = _axes(axes, x.ndim)
-    rounded = _half if half else (lambda value: value)
+    kept = rounded if half else (lambda value: value)
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     over = np.array(axes)
-    centred = rounded(x - rounded(reduce_mean(x, over, True, half=half)))
-    variance = rounded(reduce_mean(rounded(np.square(centred)), over, True, half=half))
+    centred = kept(x - kept(reduce_mean(x, over, True, half=half)))
+    variance = kept(reduce_mean(kept(np.square(centred)), over, True, half=half))
     result = centred / np.sqrt(variance + epsilon)
     for name, given in (("gamma", gamma), ("beta", beta)):
         if given is not None and given.shape != tuple(x.shape[axis] for axis in sorted(axes)):
@@ -584,7 +587,9 @@ def split(x, axis, num_splits=None, split_sizes=None):
         sizes = split_sizes.tolist()
         if sum(sizes) != size or min(sizes) < 0 or num_splits not in (None, len(sizes)):
             raise OperationFault(f"{size} entries are divided into {sizes}, num_splits {num_splits}")
-    return np.split(x, np.cumsum(sizes)[:-1], axis)
+    ends = np.cumsum(sizes).tolist()
+    before = (slice(None),) * axis
+    return [x[(*before, slice(end - part, end))] for part, end in zip(sizes, ends, strict=True)]
 
 
 @_operation(moves=True)

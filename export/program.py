@@ -192,9 +192,11 @@ def _model_file(path: Path) -> Path:
 def _specification(content: bytes, file: Path) -> Any:
     # On Linux it warns of every part of Core ML that is not there, and of a torch that it does not know
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError
-
+    try:
+        from coremltools.proto import Model_pb2
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise PackageError(f"{file} is read with coremltools, which is not installed ({error})") from error
     try:
         return Model_pb2.Model.FromString(content)
     except DecodeError as error:
@@ -344,6 +346,8 @@ class _Reader:
         )
         if tensor.rank != len(shape) or any(size.unknown.variadic for size in tensor.dimensions):
             raise PackageError(f"{self.file}: {name} is declared with rank {tensor.rank} and {len(shape)} dimensions")
+        if tensor.attributes:
+            raise PackageError(f"{self.file}: {name} has attributes that are not known: {', '.join(tensor.attributes)}")
         return Type(_PROGRAM_TYPES[tensor.dataType], shape)
 
     def constant(self, message: Any, where: str) -> Constant:
