@@ -14,7 +14,7 @@ from export.mil import Package, Writer
 from export.parity import GRAPH, ROUNDING, Bounds, compare
 from export.trained import Trained
 from models import ModelConfig
-from tests.small_models import build_awake
+from tests.small_models import PUBLISHED, build_awake, published, shrunk
 from tokenizer import Tokenizer
 
 COMMON = dict(vocab_size=1030, context=64, n_layers=2, d_model=32, n_heads=4, d_ff=48)
@@ -226,3 +226,17 @@ def test_problems_and_room():
     trained = trained_as(SHAPES["mixed"])
     assert coreml.problems(trained, Options()) == []
     assert coreml.room(trained, Options(quantize="int8")) > 4 * trained.config.parameters()["total"]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_every_recipe_in_every_form(recipe, tmp_path):
+    """At its real depth, pattern, heads and context, with a small width."""
+    trained = trained_as(dataclasses.replace(shrunk(published(recipe)), vocab_size=1030))
+    for stateless in (False, True):
+        package = coreml.convert(trained.model, stateless=stateless, never=trained.never)
+        for name, form in (("none", package), ("int8", coreml.quantize(package))):
+            path = tmp_path / f"{name}-{stateless}.mlpackage"
+            form.save(str(path))
+            found = check.check(path, trained)
+            assert found["graph"]["relative"] <= GRAPH.relative and not found["rounding_out_of_bounds"]
