@@ -12,7 +12,7 @@ from pathlib import Path
 from export import FORMATS, ExportFault, MissingPackage, Options, format_of
 from machine import process
 
-CHOICES = {"io": ("swift", "stateless"), "quantize": ("none", "int8")}
+CHOICES = {"io": ("swift", "stateless"), "quantize": ("none", "int8", "int4", "palette4")}
 
 
 def main() -> int:
@@ -67,7 +67,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, metavar="TOKENS", help="at most (default: the model's own)")
     parser.add_argument("--io", choices=CHOICES["io"], help="coreml: swift: with states, as swift-transformers loads "
                         "it; stateless: the whole text every time (default: swift)")  # fmt: skip
-    parser.add_argument("--quantize", choices=CHOICES["quantize"], help="weights (default: none)")
+    parser.add_argument("--quantize", choices=CHOICES["quantize"], help="weights in fewer bits: int8; for GPUs "
+                        "int4, for Neural Engines palette4 (default: none, fp16)")  # fmt: skip
     parser.add_argument("--hub", metavar="OWNER/NAME", help="where the folder will lie on the Hub, for clients that "
                         "look its tokenizer up")  # fmt: skip
     arguments = parser.parse_args()

@@ -28,7 +28,7 @@ class Options:
     """What convert.py was asked for, beside the checkpoint and the folder; None: the format's own default."""
 
     io: str | None = None  # coreml: swift | stateless
-    quantize: str | None = None  # none | int8
+    quantize: str | None = None  # none | int8 | int4 | palette4
     hub: str | None = None  # OWNER/NAME under which the folder will be on the Hub
 
 

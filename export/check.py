@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from export.mil import Package
 
 SUFFIXES = ("", "_to_fp16")  # coremltools' own, behind a parameter's name
-QUANTIZED = tuple(f"{suffix}_quantized" for suffix in SUFFIXES)
+QUANTIZED = tuple(suffix + how for suffix in SUFFIXES for how in ("_quantized", "_palettized"))
 SHORTEST = 128  # tokens checked at least
 AT_THE_END = 8  # tokens checked before the end of the context
 ROUNDED_MOST = 0.01  # mean KL that rounding may come to over those few
 LARGEST_TOLD = 5  # kinds of operations with the largest numbers
-HALF_A_STEP = 0.5 / 127 + 2**-10  # of a row's largest weight: rounding to int8, and its scale to fp16
+# Of the largest weight that shares a scale: half a step of rounding, and the scale's own rounding to fp16. Of a palette
+# there is no such bound: k-means weighs many weights against few.
+HALF_A_STEP = {"int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
 
 
-def check(path: Path, trained: Trained) -> dict[str, Any]:
-    """How far the package at `path` is from the checkpoint; for export_report.json.
+def check(path: Path, trained: Trained, quantized: str | None = None) -> dict[str, Any]:
+    """How far the package at `path`, whose weights are `quantized` in one of coreml's ways, is from the checkpoint; for
+    export_report.json.
 
     Raises:
         ExportFault: an operation that is not known, a shape that is not as declared, a number that is none, a weight
@@ -48,7 +51,7 @@ def check(path: Path, trained: Trained) -> dict[str, Any]:
     ids = _text(trained, sum(lengths))
     drawn = np.setdiff1d(np.arange(trained.config.vocab_size), trained.never)
     exact, seen = Package(path), {}
-    held = holding(exact, trained.model)
+    held = holding(exact, trained.model, quantized)
     expected = _logits(held, ids)[:, drawn]
     for precision in PRECISIONS:
         package = exact if precision == "fp32" else Package(path, precision)
@@ -124,7 +127,7 @@ def _check_end(package: "Package", held: "nn.Module", trained: Trained, ids: lis
             raise ExportFault("the end of the context is computed otherwise in fp16: " + "; ".join(problems))
 
 
-def holding(package: "Package", model: "nn.Module") -> "nn.Module":
+def holding(package: "Package", model: "nn.Module", quantized: str | None = None) -> "nn.Module":
     """A copy of `model` with the weights and tables that the package holds, rounded and quantised as they are there.
 
     Raises:
@@ -139,9 +142,11 @@ def holding(package: "Package", model: "nn.Module") -> "nn.Module":
         value, is_quantized = _kept(package, name, exact)
         if value is None:
             wrong.append(f"{name} is nowhere in the package")
+        elif is_quantized and quantized is None:
+            wrong.append(f"{name} is quantised, and nobody asked for it")
         elif is_quantized and (exact.ndim != 2 or not isinstance(tensor, torch.nn.Parameter)):
             wrong.append(f"{name} is quantised, and no matrix of weights")
-        elif problem := _unlike(exact, value, is_quantized):
+        elif problem := _unlike(exact, value, quantized if is_quantized else None):
             wrong.append(f"{name} {problem}")
         else:
             tensor.data = torch.from_numpy(value.copy())
@@ -165,14 +170,21 @@ def _kept(package: "Package", name: str, exact: "np.ndarray") -> tuple["np.ndarr
     return None, False
 
 
-def _unlike(exact: "np.ndarray", value: "np.ndarray", is_quantized: bool) -> str | None:
-    """How `value` differs from what it should be: `exact`, in fp32 or fp16 to the bit, or in int8."""
+def _unlike(exact: "np.ndarray", value: "np.ndarray", quantized: str | None) -> str | None:
+    """How `value` differs from what it should be: `exact`, in fp32 or fp16 to the bit, or quantised."""
     import numpy as np
 
+    from export.coreml import BLOCK
+
     off = np.abs(value - exact)
-    if is_quantized:
-        right = (off <= HALF_A_STEP * np.abs(exact).max(axis=1, keepdims=True)).all()
-        return None if right else f"is off by {off.max():.3g}, more than half a step of int8"
+    if quantized == "palette4":
+        right = off.mean() <= 0.25 * np.abs(exact).mean()  # 16 numbers, well chosen, come to a tenth
+        return None if right else f"is off by {off.mean():.3g} on average, which is no palette of it"
+    if quantized is not None:
+        width = exact.shape[1] if quantized == "int8" else BLOCK
+        largest = np.abs(exact).reshape(len(exact), -1, width).max(axis=2, keepdims=True)
+        right = (off.reshape(len(exact), -1, width) <= HALF_A_STEP[quantized] * largest).all()
+        return None if right else f"is off by {off.max():.3g}, more than half a step of {quantized}"
     if np.array_equal(value, exact) or np.array_equal(value, exact.astype(np.float16).astype(np.float32)):
         return None
     return f"is off by {off.max():.3g}, which is no rounding to fp16"

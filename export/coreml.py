@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 STATES = ("keyCache", "valueCache")
 INPUT, OUTPUT = "inputIds", "logits"
 LEAST_QUANTIZED = 2048  # elements of a weight: below, a scale a row costs more than it saves
+BLOCK, GROUP = 32, 16  # weights of a row that share a scale in int4; rows that share a palette
 PACKAGE = "model.mlpackage"
 OPTIONS = ("io", "quantize", "hub")
 NOT_VERIFIED = (
@@ -50,13 +52,15 @@ def problems(trained: Trained, options: Options) -> list[str]:
         metadata.version("coremltools")
     except metadata.PackageNotFoundError as error:
         raise MissingPackage("the package coremltools is not installed: pip install -r requirements.txt") from error
+    if options.quantize == "palette4" and find_spec("sklearn") is None:
+        raise MissingPackage("--quantize palette4 needs the package scikit-learn: pip install scikit-learn")
     return []
 
 
 def room(trained: Trained, options: Options) -> int:
     """Bytes on the disk: the weights in fp16, once more while they are quantised, tables and logits beside them."""
     weights = 2 * trained.config.parameters()["total"]
-    return int((2 if options.quantize == "int8" else 1) * 1.1 * weights) + 50_000_000
+    return int((1 if options.quantize in (None, "none") else 2) * 1.1 * weights) + 50_000_000
 
 
 def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
@@ -67,10 +71,10 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
     """
     from export import bundle, check
 
-    stateless, int8 = options.io == "stateless", options.quantize == "int8"
+    stateless, quantized = options.io == "stateless", options.quantize or "none"
     package = convert(trained.model, stateless=stateless, never=trained.never)
-    if int8:
-        package = quantize(package)
+    if quantized != "none":
+        package = quantize(package, quantized)
     described(package, trained, options)
     package.save(str(folder / PACKAGE))
     del package
@@ -82,9 +86,9 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
     weights = next((folder / PACKAGE).rglob("weight.bin")).stat().st_size
     return {
         "contract": contract(trained, stateless),
-        "quantize": "int8" if int8 else "none",
+        "quantize": quantized,
         "weight_bytes": weights,
-        "parity": check.check(folder / PACKAGE, trained),
+        "parity": check.check(folder / PACKAGE, trained, None if quantized == "none" else quantized),
         "coremltools": metadata.version("coremltools"),
         "not_verified": list(NOT_VERIFIED),
     }
@@ -185,17 +189,33 @@ def convert(model: "nn.Module", *, stateless: bool = False, never: Sequence[int]
         )  # fmt: skip
 
 
-def quantize(package: "MLModel") -> "MLModel":
-    """The same program with the weights of products and of the embedding in int8, symmetric, a scale a row."""
+def quantize(package: "MLModel", kind: str) -> "MLModel":
+    """The same program with the weights of products and of the embedding in fewer bits: `kind` is one of
+
+    int8: symmetric, a scale a row.
+    int4: symmetric, a scale for 32 weights of a row. For GPUs; Neural Engines compute it wrong (apple/coreai-models
+        #279), and have palettes instead.
+    palette4: each weight one of 16 numbers of its own, found by k-means for 16 rows at a time. Needs scikit-learn.
+    """
     with _quietly():
         from coremltools.optimize import coreml as optimize
 
-        config = optimize.OpLinearQuantizerConfig(
-            mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=LEAST_QUANTIZED
-        )
+        least = {"weight_threshold": LEAST_QUANTIZED}
+        config = {
+            "int8": lambda: optimize.OpLinearQuantizerConfig(
+                mode="linear_symmetric", dtype="int8", granularity="per_channel", **least
+            ),
+            "int4": lambda: optimize.OpLinearQuantizerConfig(
+                mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=BLOCK, **least
+            ),
+            "palette4": lambda: optimize.OpPalettizerConfig(
+                mode="kmeans", nbits=4, granularity="per_grouped_channel", group_size=GROUP, **least
+            ),
+        }[kind]()
         weights = optimize.get_weights_metadata(package, weight_threshold=LEAST_QUANTIZED)
         kept = {name: None for name, about in weights.items() if not _is_quantized(name, about)}
-        return optimize.linear_quantize_weights(package, optimize.OptimizationConfig(config, op_name_configs=kept))
+        shrink = optimize.palettize_weights if kind == "palette4" else optimize.linear_quantize_weights
+        return shrink(package, optimize.OptimizationConfig(config, op_name_configs=kept))
 
 
 def _is_quantized(name: str, about: object) -> bool:

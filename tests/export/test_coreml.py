@@ -84,13 +84,25 @@ def test_past_the_end_it_goes_on_as_the_traced_form_does(mixed):
         assert not compare(expected, writer.logits(part)).problems(Bounds(max_abs=0.05))
 
 
-def test_int8_and_stateless(mixed, tmp_path):
+@pytest.mark.parametrize(("quantized", "size"), [("int8", 0.55), ("int4", 0.35), ("palette4", 0.35)])
+def test_weights_in_fewer_bits(mixed, tmp_path, quantized, size):
+    """Smaller by as much as is promised, tables and norms aside, which stay; and no wrong weight among them."""
+    if quantized == "palette4":
+        pytest.importorskip("sklearn", reason="palettes are found with scikit-learn")
     trained, package, path = mixed
-    size = lambda path: next(path.rglob("weight.bin")).stat().st_size  # noqa: E731
-    coreml.quantize(package).save(str(tmp_path / "int8.mlpackage"))
-    found = check.check(tmp_path / "int8.mlpackage", trained)
+    small = tmp_path / "small.mlpackage"
+    coreml.quantize(package, quantized).save(str(small))
+    found = check.check(small, trained, quantized)
     assert found["against_checkpoint"]["mean_kl"] > 10 * found["fp16"]["mean_kl"]  # it is quantised
-    assert size(tmp_path / "int8.mlpackage") < 0.75 * size(path)
+    before, after = (next(folder.rglob("weight.bin")).stat().st_size for folder in (path, small))
+    tables = 4 * 64 * 8 * 2
+    assert after - tables < size * (before - tables) + 64 * 100  # every constant fills up 64 bytes
+    with pytest.raises(ExportFault, match="is quantised, and nobody asked for it"):
+        check.check(small, trained)
+
+
+def test_without_states(mixed, tmp_path):
+    trained, _, _ = mixed
     whole = coreml.convert(trained.model, stateless=True, never=trained.never)
     whole.save(str(tmp_path / "whole.mlpackage"))
     assert not Package(tmp_path / "whole.mlpackage").program.states
@@ -197,9 +209,9 @@ def test_a_quantised_table_is_caught_by_name(mixed, tmp_path, monkeypatch):
     trained, package, _ = mixed
     monkeypatch.setattr(coreml, "_is_quantized", lambda name, about: True)
     monkeypatch.setattr(coreml, "LEAST_QUANTIZED", 100)
-    coreml.quantize(package).save(str(tmp_path / "p.mlpackage"))
+    coreml.quantize(package, "int8").save(str(tmp_path / "p.mlpackage"))
     with pytest.raises(ExportFault, match="rotary_(local|global).(cos|sin) is quantised, and no matrix of weights"):
-        check.check(tmp_path / "p.mlpackage", trained)
+        check.check(tmp_path / "p.mlpackage", trained, "int8")
 
 
 def test_positions_in_fp16_are_caught_by_name(tmp_path, monkeypatch):
@@ -235,8 +247,8 @@ def test_every_recipe_in_every_form(recipe, tmp_path):
     trained = trained_as(dataclasses.replace(shrunk(published(recipe)), vocab_size=1030))
     for stateless in (False, True):
         package = coreml.convert(trained.model, stateless=stateless, never=trained.never)
-        for name, form in (("none", package), ("int8", coreml.quantize(package))):
+        for name, form in (("none", package), ("int8", coreml.quantize(package, "int8"))):
             path = tmp_path / f"{name}-{stateless}.mlpackage"
             form.save(str(path))
-            found = check.check(path, trained)
+            found = check.check(path, trained, None if name == "none" else name)
             assert found["graph"]["relative"] <= GRAPH.relative and not found["rounding_out_of_bounds"]
