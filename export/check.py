@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import ExportFault
-from export.coreml import STATES
+from export.traced import STATES
 from export.trained import Trained
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ SHORTEST = 128  # tokens checked at least
 AT_THE_END = 8  # tokens checked before the end of the context
 ROUNDED_MOST = 0.01  # mean KL that rounding may come to over those few
 LARGEST_TOLD = 5  # kinds of operations with the largest numbers
+BLOCK = 32  # weights of a row that share a scale in int4
 # Of the largest weight that shares a scale: half a step of rounding, and the scale's own rounding to fp16. Of a palette
 # there is no such bound: k-means weighs many weights against few.
 HALF_A_STEP = {"int8": 0.5 / 127 + 2**-10, "int4": 0.5 / 7 + 2**-10}
@@ -42,6 +43,15 @@ def check(path: Path, trained: Trained, quantized: str | None = None) -> dict[st
         ExportFault: an operation that is not known, a shape that is not as declared, a number that is none, a weight
             that is another, or a graph that computes something else.
     """
+    from export.program import OperationFault, PackageError, UnknownOperation
+
+    try:
+        return _checked(path, trained, quantized)
+    except (PackageError, UnknownOperation, OperationFault) as error:
+        raise ExportFault(f"the package is not right: {error}") from error
+
+
+def _checked(path: Path, trained: Trained, quantized: str | None) -> dict[str, Any]:
     import numpy as np
 
     from export.mil import PRECISIONS, Package, Writer
@@ -174,14 +184,13 @@ def _unlike(exact: "np.ndarray", value: "np.ndarray", quantized: str | None) -> 
     """How `value` differs from what it should be: `exact`, in fp32 or fp16 to the bit, or quantised."""
     import numpy as np
 
-    from export.coreml import BLOCK
-
     off = np.abs(value - exact)
     if quantized == "palette4":
         right = off.mean() <= 0.25 * np.abs(exact).mean()  # 16 numbers, well chosen, come to a tenth
         return None if right else f"is off by {off.mean():.3g} on average, which is no palette of it"
     if quantized is not None:
-        width = exact.shape[1] if quantized == "int8" else BLOCK
+        in_blocks = quantized == "int4" and exact.shape[1] % BLOCK == 0
+        width = BLOCK if in_blocks else exact.shape[1]
         largest = np.abs(exact).reshape(len(exact), -1, width).max(axis=2, keepdims=True)
         right = (off.reshape(len(exact), -1, width) <= HALF_A_STEP[quantized] * largest).all()
         return None if right else f"is off by {off.max():.3g}, more than half a step of {quantized}"

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import MissingPackage, Options
+from export.check import BLOCK, check
+from export.traced import STATES
 from export.trained import Trained
 
 if TYPE_CHECKING:
@@ -28,10 +30,9 @@ if TYPE_CHECKING:
 
     from export.program import Program
 
-STATES = ("keyCache", "valueCache")
 INPUT, OUTPUT = "inputIds", "logits"
 LEAST_QUANTIZED = 2048  # elements of a weight: below, a scale a row costs more than it saves
-BLOCK, GROUP = 32, 16  # weights of a row that share a scale in int4; rows that share a palette
+GROUP = 16  # rows that share a palette
 PACKAGE = "model.mlpackage"
 OPTIONS = ("io", "quantize", "hub")
 NOT_VERIFIED = (
@@ -69,7 +70,7 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
     Raises:
         ExportFault: the package does not compute what the checkpoint does.
     """
-    from export import bundle, check
+    from export import bundle
 
     stateless, quantized = options.io == "stateless", options.quantize or "none"
     package = convert(trained.model, stateless=stateless, never=trained.never)
@@ -88,7 +89,7 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
         "contract": contract(trained, stateless),
         "quantize": quantized,
         "weight_bytes": weights,
-        "parity": check.check(folder / PACKAGE, trained, None if quantized == "none" else quantized),
+        "parity": check(folder / PACKAGE, trained, None if quantized == "none" else quantized),
         "coremltools": metadata.version("coremltools"),
         "not_verified": list(NOT_VERIFIED),
     }
@@ -193,29 +194,30 @@ def quantize(package: "MLModel", kind: str) -> "MLModel":
     """The same program with the weights of products and of the embedding in fewer bits: `kind` is one of
 
     int8: symmetric, a scale a row.
-    int4: symmetric, a scale for 32 weights of a row. For GPUs; Neural Engines compute it wrong (apple/coreai-models
-        #279), and have palettes instead.
-    palette4: each weight one of 16 numbers of its own, found by k-means for 16 rows at a time. Needs scikit-learn.
+    int4: symmetric, a scale for 32 weights of a row, or a row whose width 32 does not divide. For GPUs; Neural Engines
+        compute it wrong (apple/coreai-models #279), and have palettes instead.
+    palette4: each weight one of 16 numbers, found by k-means for 16 rows at a time, or for a matrix whose rows 16 does
+        not divide. Needs scikit-learn.
     """
     with _quietly():
         from coremltools.optimize import coreml as optimize
 
-        least = {"weight_threshold": LEAST_QUANTIZED}
-        config = {
-            "int8": lambda: optimize.OpLinearQuantizerConfig(
-                mode="linear_symmetric", dtype="int8", granularity="per_channel", **least
-            ),
-            "int4": lambda: optimize.OpLinearQuantizerConfig(
-                mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=BLOCK, **least
-            ),
-            "palette4": lambda: optimize.OpPalettizerConfig(
-                mode="kmeans", nbits=4, granularity="per_grouped_channel", group_size=GROUP, **least
-            ),
-        }[kind]()
+        def config(shape: tuple[int, ...]) -> object:
+            least = {"weight_threshold": LEAST_QUANTIZED}
+            if kind == "palette4":
+                whole = shape[0] % GROUP > 0
+                grain = {"granularity": "per_tensor"} if whole else {
+                    "granularity": "per_grouped_channel", "group_size": GROUP}  # fmt: skip
+                return optimize.OpPalettizerConfig(mode="kmeans", nbits=4, **grain, **least)
+            in_blocks = kind == "int4" and shape[-1] % BLOCK == 0
+            grain = {"granularity": "per_block", "block_size": BLOCK} if in_blocks else {"granularity": "per_channel"}
+            return optimize.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=kind, **grain, **least)
+
         weights = optimize.get_weights_metadata(package, weight_threshold=LEAST_QUANTIZED)
-        kept = {name: None for name, about in weights.items() if not _is_quantized(name, about)}
+        each = {name: config(about.val.shape) if _is_quantized(name, about) else None
+                for name, about in weights.items()}  # fmt: skip
         shrink = optimize.palettize_weights if kind == "palette4" else optimize.linear_quantize_weights
-        return shrink(package, optimize.OptimizationConfig(config, op_name_configs=kept))
+        return shrink(package, optimize.OptimizationConfig(op_name_configs=each))
 
 
 def _is_quantized(name: str, about: object) -> bool:

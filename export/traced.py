@@ -26,6 +26,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from models.config import ModelConfig
 
+STATES = ("keyCache", "valueCache")  # names of the buffers, as swift-transformers knows them
 ALIGNED = 32  # entries: the Neural Engine refuses states of other widths (apple/coremltools #2631)
 DIGIT = 256  # of a position: both digits are whole numbers of fp16 up to a context of 524,288
 NEVER = -3.0e4  # added where nothing may be seen, or drawn; fp16 holds it

@@ -2,34 +2,31 @@
 expect of the package on a Mac."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from export import Options, bundle
+from export.mil import Package
 from export.trained import load
 from tests.export.checkpoint_of import save_checkpoint
 
-STAND_IN = """
-import sys, types
-sys.path.insert(0, {root!r})
-from export.mil import Package
 
-class MLModel:
-    def __init__(self, path, compute_units): self.package = Package(path, compute_units)
-    def make_state(self): return self.package.new_state()
-    def predict(self, inputs, state=None): return self.package.predict(inputs, state)
+class StandIn:
+    """coremltools' MLModel, as the script for a Mac uses it, on our interpreter."""
 
-coremltools = types.ModuleType("coremltools")
-coremltools.models = types.SimpleNamespace(MLModel=MLModel)
-coremltools.ComputeUnit = types.SimpleNamespace(CPU_ONLY="fp32", ALL="fp16")
-real = sys.modules.get("coremltools")
-sys.modules["coremltools"] = coremltools
-"""
+    def __init__(self, path, compute_units):
+        self.package = Package(path, compute_units)
+
+    def make_state(self):
+        return self.package.new_state()
+
+    def predict(self, inputs, state=None):
+        return self.package.predict(inputs, state)
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +71,28 @@ def test_a_model_that_was_taught_no_conversations_ends_texts(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token == "<|endoftext|>"
 
 
-def check_on_mac(folder, *units):
-    """Run the folder's own script, with our interpreter in the place of Core ML."""
-    code = STAND_IN.format(root=os.getcwd()) + (
-        f"import runpy; sys.argv = ['check_on_mac.py', *{units!r}]; "
-        f"runpy.run_path({str(folder / 'check_on_mac.py')!r}, run_name='__main__')"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+@pytest.fixture
+def check_on_mac(exported, monkeypatch, capsys):
+    """check_on_mac(units, ...) -> the exit code of the folder's own script, and the table's rows."""
+    import coremltools
+
+    monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
+    monkeypatch.setattr(coremltools, "ComputeUnit", SimpleNamespace(CPU_ONLY="fp32", ALL="fp16"))
+
+    def check_on_mac(*units):
+        monkeypatch.setattr(sys, "argv", ["check_on_mac.py", *units])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(exported[1] / "check_on_mac.py"), run_name="__main__")
+        return end.value.code, [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+
+    return check_on_mac
 
 
-def test_the_script_for_a_mac_passes_what_is_right_and_no_more(exported, tmp_path):
+def test_the_script_for_a_mac_passes_what_is_right_and_no_more(exported, check_on_mac):
     _, folder = exported
-    done = check_on_mac(folder, "CPU_ONLY", "ALL")
-    rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert done.returncode == 0, done.stderr
-    assert len(rows) == 2 * 7 and all(row[-2:] == ["True", "True"] for row in rows)
+    code, rows = check_on_mac("CPU_ONLY", "ALL")
+    assert code == 0 and len(rows) == 2 * 7
+    assert all(row[-2:] == ["True", "True"] for row in rows)
     expected = dict(np.load(folder / "golden.npz"))
-    expected["story"] = np.roll(expected["story"], 1)
-    np.savez_compressed(folder / "golden.npz", **expected)
-    assert check_on_mac(folder, "CPU_ONLY").returncode == 1
+    np.savez_compressed(folder / "golden.npz", **(expected | {"story": np.roll(expected["story"], 1)}))
+    assert check_on_mac("CPU_ONLY")[0] == 1
