@@ -1,9 +1,9 @@
 """Does a large model fit through the export, and what is it on a phone? python -m benchmarks.export_size --json FILE
 
 Random weights of a recipe's shape go through Core ML conversion and the check, in a process of its own whose peak
-memory counts; beside it, by arithmetic, every recipe's size by precision and the tokens/s that it cannot pass at 60 GB/s, a
-phone's memory bandwidth: weights and caches are read once a token, and caches written. Exit code 1: the peak is above
-22 GiB, or the check failed.
+memory counts. Beside it, by arithmetic, every recipe's size by precision and the tokens/s that it cannot pass at
+60 GB/s, a phone's memory bandwidth: weights and caches are read once a token, and caches written. Exit code 1: the peak
+is above 22 GiB, or the check failed.
 """
 
 import sys
