@@ -6,6 +6,7 @@ set before torch is imported.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable
@@ -48,12 +49,20 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """The folder of the shards and tokenizers of all small runs: equal sources find what is there. Whoever looks into
+    it, or changes what is in it, names a `data.shards` of its own."""
+    return tmp_path_factory.mktemp("shards")
+
+
+def small_run(folder: Path, prepared: Path, name: str, *overrides: str) -> list[str]:
+    """The arguments of a whole small run (tests/tiny.yaml) in `folder`."""
+    places = [f"run.folder={folder / 'runs'}", f"data.shards={prepared}"]
+    return ["--config", str(ROOT / "tests" / "tiny.yaml"), f"run.name={name}", *places, *overrides]
+
+
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., list[str]]:
-    """tiny(name, *overrides): the arguments of a whole small run (tests/tiny.yaml) in this test's own folders."""
-
-    def tiny(name: str, *overrides: str) -> list[str]:
-        folders = [f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}"]
-        return ["--config", str(ROOT / "tests" / "tiny.yaml"), f"run.name={name}", *folders, *overrides]
-
-    return tiny
+def tiny(tmp_path: Path, prepared: Path) -> Callable[..., list[str]]:
+    """tiny(name, *overrides): the arguments of a whole small run (tests/tiny.yaml) in this test's own folder."""
+    return functools.partial(small_run, tmp_path, prepared)
