@@ -23,7 +23,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = [
-    "torch", "torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.nn.parallel", "torch.utils.checkpoint",
+    "torch", "torch._dynamo", "torch._inductor.utils", "torch.distributed.device_mesh", "torch.distributed.fsdp",
+    "torch.nn.attention.flex_attention", "torch.nn.parallel", "torch.utils.checkpoint",
     "accelerate", "filelock", "jinja2", "matplotlib.backends.backend_svg", "matplotlib.figure", "numpy", "pyarrow",
     "pyarrow.compute", "pyarrow.json", "pyarrow.parquet", "pydantic", "safetensors.torch", "sqlite3", "tokenizers",
     "yaml",

@@ -61,17 +61,20 @@ def test_two_processes_equal_one(tiny, whole):
     assert_agree(losses(whole), losses(tiny("two")))
 
 
-def test_one_then_two_then_one_process_is_one_run(tiny, run, whole, tmp_path):
-    """The box changes twice."""
+def test_one_then_two_then_one_process_is_one_run_whatever_accelerate_is_configured_for(tiny, run, whole, tmp_path):
+    """The box changes twice. In fp32, as the run's config says; a clash is reported."""
     arguments = tiny("changing")
+    in_bf16 = ["bf16" if TWO[place - 1] == "--mixed_precision" else part for place, part in enumerate(TWO)]
     assert warm.run(*ONE, *arguments, "run.stop_after_steps=5").returncode == 75
-    launched = run(*TWO, *arguments, "run.stop_after_steps=17", ACCELERATE_USE_CPU="true")
+    launched = run(*in_bf16, *arguments, "run.stop_after_steps=17", ACCELERATE_USE_CPU="true")
     outcome = json.loads((tmp_path / "runs" / "changing" / "outcome.json").read_text())
     assert launched.returncode == 1  # the launcher's own, whatever the processes say
     assert (outcome["code"], outcome["reason"], outcome["step"]) == (75, "run.stop_after_steps", 17)
     assert "resumed from" in launched.stderr and "at step 5" in launched.stderr
+    assert "ACCELERATE_MIXED_PRECISION=bf16; this run's config decides: parallel.precision=fp32" in launched.stderr
     finished = warm.run(*ONE, *arguments)
     assert finished.returncode == 0 and "at step 17" in finished.stderr, finished.stderr
+    assert "ACCELERATE" not in finished.stderr
     assert_agree(losses(whole), losses(arguments))
 
 
@@ -129,8 +132,8 @@ def test_sharded_ranks_draw_together_what_one_process_draws(tmp_path, ranks):
 
 @pytest.mark.parametrize(
     "launcher",
-    [ONE, [*ACCELERATE, "multigpu_train.py"], [*ACCELERATE, "--cpu", "--num_processes", "2", "multigpu_train.py"]],
-    ids=["python", "accelerate", "accelerate --cpu, which starts one process whatever it is asked for"],
+    [ONE, [*ACCELERATE, "--cpu", "--num_processes", "2", "multigpu_train.py"]],
+    ids=["python", "accelerate --cpu, which starts one process whatever it is asked for"],
 )
 def test_fewer_processes_than_expected_is_an_error(tiny, launcher):
     launched = warm.run(*launcher, *tiny("few", "parallel.processes=2"))
@@ -138,15 +141,6 @@ def test_fewer_processes_than_expected_is_an_error(tiny, launcher):
     message = r"1 process started, but parallel.processes is 2: start 2 with `.*--num_processes 2"
     assert re.search(message, launched.stderr)
     assert "--multi_gpu" in launched.stderr
-
-
-def test_the_accelerate_config_does_not_decide_and_a_clash_is_reported(tiny):
-    arguments = tiny("clash", "run.stop_after_steps=1")
-    launched = warm.run(*ACCELERATE, "--mixed_precision", "bf16", "multigpu_train.py", *arguments)
-    assert "ACCELERATE_MIXED_PRECISION=bf16; this run's config decides: parallel.precision=fp32" in launched.stderr
-    plain = warm.run(*ONE, *tiny("plain", "run.stop_after_steps=1"))
-    assert plain.returncode == 75 and "ACCELERATE" not in plain.stderr
-    assert losses(arguments) == losses(tiny("plain"))  # in fp32, as the config says
 
 
 @pytest.mark.campaign
