@@ -1,7 +1,7 @@
 """Fixtures that every room's tests share: the real text, and a way to run the project's commands.
 
-Tests share a small machine, so each process computes on one thread unless the environment says otherwise; that must be
-set before torch is imported.
+Tests share a small machine, so each process computes on one thread unless the environment says otherwise, and threads
+do not spin while they wait; that must be set before torch is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as machine.process.prepare does
 
 ROOT = Path(__file__).resolve().parent.parent
 
