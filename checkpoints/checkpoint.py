@@ -16,6 +16,7 @@ learning rate included, follows from the config and RunState.
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ from models.config import ModelConfig
 from storage import folder
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from torch import Tensor
 
     from tokenizer import Tokenizer
@@ -268,12 +270,20 @@ def _read_fields(path: Path, kind: type[T]) -> T:
     try:
         fields = json.loads(path.read_text())
         kind(**fields)  # which takes no key too many
-        return pydantic.TypeAdapter(kind).validate_python(fields)
+        return _adapter(kind).validate_python(fields)
     except pydantic.ValidationError as error:
         faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise _unlike(path, ValueError("; ".join(faults))) from error
     except (OSError, ValueError, TypeError) as error:
         raise _unlike(path, error) from error
+
+
+@functools.cache
+def _adapter(kind: type) -> "TypeAdapter":
+    """Made once: it takes longer than all that is read with it, and a save reads the state of every checkpoint."""
+    import pydantic
+
+    return pydantic.TypeAdapter(kind)
 
 
 def _unlike(path: Path, error: Exception) -> CheckpointError:

@@ -1,11 +1,12 @@
 """Fixtures that every room's tests share: the real text, and a way to run the project's commands.
 
-Tests share a small machine, so each process computes on one thread unless the environment says otherwise; that must be
-set before torch is imported.
+Tests share a small machine, so each process computes on one thread unless the environment says otherwise, and threads
+do not spin while they wait; that must be set before torch is imported.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as machine.process.prepare does
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,12 +50,20 @@ def run() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """The folder of the shards and tokenizers of all small runs: equal sources find what is there. Whoever looks into
+    it, or changes what is in it, names a `data.shards` of its own."""
+    return tmp_path_factory.mktemp("shards")
+
+
+def small_run(folder: Path, prepared: Path, name: str, *overrides: str) -> list[str]:
+    """The arguments of a whole small run (tests/tiny.yaml) in `folder`."""
+    places = [f"run.folder={folder / 'runs'}", f"data.shards={prepared}"]
+    return ["--config", str(ROOT / "tests" / "tiny.yaml"), f"run.name={name}", *places, *overrides]
+
+
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., list[str]]:
-    """tiny(name, *overrides): the arguments of a whole small run (tests/tiny.yaml) in this test's own folders."""
-
-    def tiny(name: str, *overrides: str) -> list[str]:
-        folders = [f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}"]
-        return ["--config", str(ROOT / "tests" / "tiny.yaml"), f"run.name={name}", *folders, *overrides]
-
-    return tiny
+def tiny(tmp_path: Path, prepared: Path) -> Callable[..., list[str]]:
+    """tiny(name, *overrides): the arguments of a whole small run (tests/tiny.yaml) in this test's own folder."""
+    return functools.partial(small_run, tmp_path, prepared)

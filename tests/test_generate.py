@@ -12,8 +12,7 @@ from checkpoints import checkpoint
 from generate import INTERRUPTED, _Conversation
 from models import ModelConfig, build_model
 from models.inference.decoding import Sampling, generate
-from tests import stock_llama
-from tests.conftest import ROOT
+from tests import stock_llama, warm
 from tokenizer import Tokenizer
 from tokenizer.conversations import ChatFormat
 
@@ -46,14 +45,14 @@ def run_folder(tmp_path_factory):
 )  # fmt: skip
 def test_wrong_arguments(run_folder, arguments, remedy):
     command = [sys.executable, "generate.py", "--checkpoint", run_folder, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = warm.run(*command)
     assert done.returncode == 2, done.stderr
     assert remedy in done.stderr and "Traceback" not in done.stderr
 
 
 def test_whoever_closes_the_pipe_has_seen_enough(run_folder):
     command = [sys.executable, "generate.py", "--checkpoint", run_folder, "--max-new-tokens", "60", "the"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
     process.stdout.close()
     assert process.stderr.read() == b""
@@ -63,7 +62,7 @@ def test_whoever_closes_the_pipe_has_seen_enough(run_folder):
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
 def test_smaller_weights_write_as_well(run_folder, weights):
     command = [sys.executable, "generate.py", "--checkpoint", run_folder, "--weights", weights, "--max-new-tokens", "5"]
-    done = subprocess.run([*command, "the quick"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = warm.run(*command, "the quick")
     assert done.returncode == 0 and done.stdout.startswith("the quick"), done.stderr
 
 
@@ -77,7 +76,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn(tmp_path):
         run_config={}, tokenizer=tokenizer
     )  # fmt: skip
     command = [sys.executable, "generate.py", "--checkpoint", tmp_path, "--max-new-tokens", "100", "the", "quick"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
 
 
@@ -86,7 +85,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn(tmp_path):
 
 def chat(folder, *arguments, **options):
     command = [sys.executable, "generate.py", "--checkpoint", folder, "--chat", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+    return warm.run(*command, **options)
 
 
 def test_a_conversation_from_a_pipe_is_answered_line_by_line(run_folder):
@@ -146,7 +145,7 @@ def test_who_cannot_chat_says_why(run_folder, tmp_path):
 def test_ctrl_c_ends_an_answer_and_then_the_conversation(tmp_path):
     command = [sys.executable, "generate.py", "--checkpoint", save(tmp_path, context=100_000), "--chat",
                "--max-new-tokens", "90000", "--top-k", "400"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = warm.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for message in (b"tell me all\n", b"and then?\n"):
         process.stdin.write(message)
         process.stdin.flush()
@@ -181,7 +180,7 @@ def test_newcomer_a_stock_llama_is_prompted_and_read_as_transformers_does(tmp_pa
     assert any(text[len(prompt)] == " " for text, prompt in zip(expected, prompts, strict=True))
     command = [sys.executable, "generate.py", "--checkpoint", tmp_path, "--temperature", "0", "--max-new-tokens", "9"]
     for asked, told in ((prompts, expected), (prompts[:1], expected[:1])):
-        done = subprocess.run([*command, *asked], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = warm.run(*command, *asked)
         assert done.returncode == 0, done.stderr
         assert done.stdout == ("".join(f"{text}\n\n" for text in told) if len(told) > 1 else f"{told[0]}\n")
 
@@ -191,5 +190,5 @@ def test_special_tokens_that_a_checkpoint_does_not_hold_are_never_written(tmp_pa
     tokenizer = Tokenizer.train(["a"], 1024)
     run = save(tmp_path, 256, tokenizer, special_tokens=[0, 4])
     command = [sys.executable, "generate.py", "--checkpoint", run, "--max-new-tokens", "240", "a", "b", "c", "d"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    out = warm.run(*command).stdout
     assert "<|assistant|>" in out and out.replace("<|assistant|>", "").count("<|") == 0

@@ -1,4 +1,5 @@
-"""Every command of the README runs. Long ones run shrunk: the same command with overrides, in folders of their own.
+"""Every command of the README runs. Long ones run shrunk: the same command with overrides, in folders of their own. Of
+the commands of one program the first runs as it stands, the others without its launcher, and warm (tests/warm.py).
 
 A command that is added to the README without a line here fails the first test.
 """
@@ -20,6 +21,7 @@ import pytest
 
 from data.embedded import documents
 from data.embedded.problems import ORDER
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -31,20 +33,21 @@ SMALL_DEFAULT = [
     "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.every_steps=null",
     "evaluation.final_tokens=2000", "evaluation.word_problems=4", "evaluation.recall=2",
     "data.sources.stories.documents=80", "data.sources.problems.documents=200", "data.sources.recall.documents=12",
-    *(f"phases.{phase}.{key}" for phase in range(3) for key in ("tokens=8192", "batch_tokens=4096", "micro_batch=4")),
+    *(f"phases.{phase}.{key}" for phase in range(3) for key in ("tokens=4096", "batch_tokens=2048", "micro_batch=4")),
 ]  # fmt: skip
 SMALL_TINYSTORIES = [
     "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "tokenizer.vocab_size=1024", "watch.sample_tokens=5",
     "evaluation.final_tokens=2000", "data.sources.tinystories.documents=200", "data.sources.textbooks.documents=20",
-    *(f"phases.{phase}.{key}" for phase in range(3) for key in ("tokens=8192", "batch_tokens=4096")),
+    *(f"phases.{phase}.{key}" for phase in range(3) for key in ("tokens=4096", "batch_tokens=2048")),
 ]  # fmt: skip
 SMALL_CHAT = [
     "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
-    "data.sources.talk.documents=200", "data.sources.textbooks.documents=20", "phases.0.tokens=16384",
+    "data.sources.talk.documents=200", "data.sources.textbooks.documents=20", "phases.0.tokens=4096",
+    "phases.0.batch_tokens=2048",
 ]  # fmt: skip
 SMALL_TUTOR = [
     "model.n_layers=2", "model.d_model=32", "model.d_ff=64", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
-    "evaluation.word_problems=4", "phases.*.tokens=8192", "phases.*.batch_tokens=4096",
+    "evaluation.word_problems=4", "phases.*.tokens=4096", "phases.*.batch_tokens=2048",
 ]  # fmt: skip
 SMALL_JOB = [
     "problems.count=30", "job.samples=2", "job.chunk=15", "teacher.engine=endpoint", "teacher.url=SERVER",
@@ -52,8 +55,8 @@ SMALL_JOB = [
 ]  # fmt: skip
 SMALL_STUDENT = [
     "run.init_from=null", "tokenizer.path=TOKENIZER", "model.vocab_size=null", "model.n_layers=2", "model.d_model=32",
-    "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8", "model.d_ff=64", "phases.0.tokens=16384",
-    "phases.0.batch_tokens=4096", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
+    "model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=8", "model.d_ff=64", "phases.0.tokens=4096",
+    "phases.0.batch_tokens=2048", "watch.sample_tokens=5", "evaluation.final_tokens=2000",
     "data.sources.replay={from: \"jsonl:PATH\", documents: 50}",
 ]  # fmt: skip
 OVERRIDES = {  # what shrinks a command of the README; None: another test runs it
@@ -147,6 +150,7 @@ def test_every_command_runs_in_order(checkout, run, real_data, teacher):
         config = checkout / "configs" / f"{name}.yaml"
         exam = ('hub:openai/gsm8k/main", field', f'jsonl:{real_data}/gsm8k/test.jsonl", field')
         config.write_text(localised(config.read_text().replace(*exam), real_data))
+    begun: list[list[str]] = []
     for command in COMMANDS:
         overrides = OVERRIDES[command]
         if overrides is None:
@@ -156,6 +160,8 @@ def test_every_command_runs_in_order(checkout, run, real_data, teacher):
         some = next((path.name for path in checkout.glob("shards/[a-z]*-*") if "tokenizer" not in path.name), "none")
         command = localised(command, real_data, "test" if "distill.filter" in command else "train")
         command = command.replace("NAME-FINGERPRINT", some)
+        if "tokenizer.train" in command:
+            command = command.replace("train.jsonl", "valid.jsonl")  # a sixth of the text
         for folder in ("traces", "datasets"):
             made = next((path.name for path in checkout.glob(f"{folder}/gsm8k-????????????")), "none")
             command = command.replace(f"{folder}/gsm8k-FINGERPRINT", f"{folder}/{made}")
@@ -169,7 +175,16 @@ def test_every_command_runs_in_order(checkout, run, real_data, teacher):
         parts = [part for part in parts if not part.startswith("ACCELERATE_USE_CPU=")]
         parts += [override for override in overrides if override.partition("=")[0] not in given]
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        finished = run(*parts, cwd=checkout, timeout=600, PATH=binaries, WANDB_MODE="offline", **environment)
+        program = [part for part in parts if part.endswith(".py")] or parts[parts.index("-m") : parts.index("-m") + 2]
+        program += ["--dry-run"] * ("--dry-run" in parts)
+        if program[-1] == "multigpu_train.py":
+            parts += ["parallel.cpu_threads=1", *(["watch.wandb=off"] if begun else [])]
+        if program in begun and "--multi_gpu" not in parts:  # what its first imports need is known
+            script = [part for part in parts[1:] if part != "launch"]
+            finished = warm.run(sys.executable, *script, cwd=checkout, PATH=binaries, WANDB_MODE="offline")
+        else:
+            finished = run(*parts, cwd=checkout, timeout=600, PATH=binaries, WANDB_MODE="offline", **environment)
+        begun.append(program)
         assert finished.returncode == 0, f"{command}\n{finished.stdout}\n{finished.stderr}"
     assert (checkout / "runs" / "default" / "report.html").stat().st_size > 10_000
     mine = map(json.loads, (checkout / "runs" / "mine" / "metrics.jsonl").read_text().splitlines())

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,16 +11,17 @@ import torch
 from benchmarks import gpu_kernels, gpu_speed, gpu_suite, gpu_trainer
 from benchmarks.device import Findings, at_most
 from observe.metrics import MetricsLog
+from tests import warm
 
 CPU = torch.device("cpu")
 WORTH = ["attention", "decode", "checkpoint", "training"]
 
 
-def test_suite_runs_holds_and_says_what_it_skipped(run, tmp_path):
+def test_suite_runs_holds_and_says_what_it_skipped(tmp_path):
     """In order of worth; the other sections have tests of their own."""
     file = tmp_path / "out" / "suite.json"
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--minutes", "9", "--json", file]
-    finished = run(*command, "--only", *reversed(WORTH))
+    finished = warm.run(*command, "--only", *reversed(WORTH))
     assert finished.returncode == 0, finished.stderr
     result = json.loads(file.read_text())
     assert list(result["rows"]) == list(result["seconds"]) == WORTH and result["whole"]
@@ -113,6 +115,7 @@ def test_a_broken_cache_fails_the_suite(monkeypatch):
 def test_a_run_is_killed_stopped_resumed_and_equal_to_the_unbroken_one(monkeypatch):
     """The launcher, whose start takes longer than this run, is left out."""
     monkeypatch.setattr(gpu_trainer, "LAUNCH", ())
+    monkeypatch.setattr(gpu_trainer, "subprocess", SimpleNamespace(Popen=warm.Popen))
     rows, _ = measured(gpu_trainer.run_kill_resume)
     killed, stopped, _, beside, _ = rows
     assert all(row["holds"] for row in rows)

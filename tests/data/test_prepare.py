@@ -15,6 +15,7 @@ import settings
 from data import embedded, prepare, sources
 from data.preparation import clean, read_pieces
 from storage import folder
+from tests import warm
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +255,7 @@ def test_preparations_of_one_folder_at_once_wait_for_each_other(tmp_path):
     write_config(tmp_path, write_texts(tmp_path / "a.jsonl", stories(3000)))
     command = [sys.executable, "-m", "data.prepare", "--config", str(tmp_path / "config.yaml"), "--json"]
     started = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
+        warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
     ]
     outputs = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0] * 4, outputs

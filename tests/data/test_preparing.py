@@ -21,6 +21,7 @@ from data.preparation import download
 from data.preparation.select_documents import Selection
 from data.sources import SourceError
 from storage import folder
+from tests import warm
 from tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -174,12 +175,12 @@ import sys; sys.exit(prepare.main(sys.argv[1:]))
     command = [sys.executable, "-c", script, "--config", str(path)]
     draw = random.Random(9)
     for place in sorted(draw.sample(range(2, 200), 6)):  # files there are when it happens; some 220 in all
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = warm.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list((tmp_path / "killed").glob(".work-*/*"))) < place:
             pass
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=200).returncode == 0
+    assert warm.run(*command).returncode == 0
     (made,) = (tmp_path / "killed").glob("a-*")
     assert content(made) == whole
     assert list((tmp_path / "killed").glob(".work-*")) == [] and list((tmp_path / "killed").glob(".tmp-*")) == []

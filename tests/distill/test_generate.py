@@ -20,7 +20,7 @@ from distill import generate, traces
 from distill.job import seed_of
 from distill.problems import id_of
 from storage import folder
-from tests.conftest import ROOT
+from tests import warm
 from tests.distill.conftest import save_teacher
 
 # Of each start: how many processes, and what becomes of them. A number: all are killed when so many chunks are added.
@@ -43,8 +43,8 @@ class Processes:
     def __init__(self, arguments: list[str], count: int, fault: str | None = None):
         command = ["benchmarks/faulty_generate.py"] if fault else ["-m", "distill.generate"]
         self.running = [
-            subprocess.Popen(
-                [sys.executable, *command, *arguments], cwd=ROOT, start_new_session=True, text=True,
+            warm.Popen(
+                [sys.executable, *command, *arguments], start_new_session=True, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
                      **({"FAULT": fault} if fault else {})},
@@ -52,7 +52,7 @@ class Processes:
             for rank in range(count)
         ]  # fmt: skip
 
-    def kill(self, those: list[subprocess.Popen]) -> None:
+    def kill(self, those: list[warm.Popen]) -> None:
         for process in those:
             os.killpg(process.pid, signal.SIGKILL)
         for process in those:

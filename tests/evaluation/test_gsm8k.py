@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -16,7 +13,7 @@ from evaluation.answers import RULES
 from evaluation.asking import Reply
 from evaluation.intervals import mcnemar, wilson
 from evaluation.problems import Problem
-from tests.conftest import ROOT
+from tests import warm
 from tokenizer.conversations import ChatFormat
 
 FEW = ("--max-new-tokens", "6", "--batch", "4", "--device", "cpu")
@@ -167,20 +164,10 @@ def test_two_processes_write_what_one_writes(make_run, word_problems, tmp_path, 
     run, data = make_run("shared"), word_problems(11)
     arguments = ["--checkpoint", str(run), "--data", f"jsonl:{data}", "--split", "test", *FEW]
     _, alone, _, _ = evaluate(*arguments)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "evaluation.gsm8k", *arguments, "--json", str(tmp_path / "shared.json")]
-    started = [
-        subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        ) for rank in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
+    launched = warm.ranks(2, *command)
+    assert [code for code, _ in launched] == [0, 0], launched
     shared = json.loads((tmp_path / "shared.json").read_text())
     assert {**shared, "environment": None} == {**alone, "environment": None}
-    assert "shared" not in outputs[1][0] and outputs[1][0] == ""
+    assert launched[1][1] == ""
     assert len((run / "evaluations.jsonl").read_text().splitlines()) == 2

@@ -13,7 +13,7 @@ from torch.distributed import TCPStore
 
 from evaluation import asking, command
 from machine.rendezvous import Missing, meet
-from tests.conftest import ROOT
+from tests import warm
 
 
 def free_port() -> int:
@@ -45,8 +45,8 @@ def test_newcomer_a_process_whose_partner_never_comes_says_so_after_seconds_and_
                       MASTER_PORT=free_port())  # fmt: skip
         environment = {**os.environ, **{name: str(value) for name, value in places.items()}}
         command = [sys.executable, "multigpu_train.py", *tiny(f"rank-{rank}")]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        process = warm.Popen(command, env=environment, text=True, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         processes.append((process, number))
     said = ["rank 1 (machine 1) of 2 has not come", "nobody answers at 127.0.0.1:"]
     for (process, number), expected in zip(processes, said, strict=True):

@@ -1,13 +1,12 @@
 """Secrets are refused in a config, never shown, and in nothing that a run writes."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from settings import ConfigError, load, secrets
+from tests import warm
 from training.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +54,9 @@ def test_planted_secrets_are_in_nothing_that_a_run_writes(tiny, tmp_path):
     """The tools' tokens are in the environment, where they belong, and wandb is on, offline."""
     planted = {"HF_TOKEN": HUB, "WANDB_API_KEY": WANDB, "WANDB_MODE": "offline", "MY_PASSWORD": "correct-horse-battery"}
     phases = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}]"
-    arguments = [part for part in tiny("run", phases) if part != "watch.wandb=off"] + ["watch.wandb=auto"]
-    done = subprocess.run([sys.executable, "multigpu_train.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, **planted}, timeout=300)  # fmt: skip
+    shards = f"data.shards={tmp_path / 'shards'}"
+    arguments = [part for part in tiny("run", phases, shards) if part != "watch.wandb=off"] + ["watch.wandb=auto"]
+    done = warm.run(sys.executable, "multigpu_train.py", *arguments, **planted)
     assert done.returncode == 0, done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in written) and len(written) > 15

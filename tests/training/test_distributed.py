@@ -1,15 +1,12 @@
 """Two processes train what one trains; the wrong number of processes trains nothing.
 
-Real launches through `accelerate launch`, on gloo. Equality is in loss at every step, since sums over ranks are rounded
-in another order than sums over micro-batches.
+Real processes on gloo; `accelerate launch` starts those of one test. Equality is in loss at every step, since sums over
+ranks are rounded in another order than sums over micro-batches.
 """
 
 import contextlib
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +20,7 @@ from data.prepare import Prepared
 from models import build_model
 from observe.metrics import MetricsLog
 from settings import read, validate
+from tests import warm
 from tests.conftest import ROOT
 from tests.training.sharded_start import CONFIG
 from tokenizer import Tokenizer
@@ -35,11 +33,12 @@ TWO = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--num_machines", "1"
 ONE = [sys.executable, "multigpu_train.py"]
 
 
-def losses(arguments: list[str]) -> dict[int, float]:
-    """Training loss by step of the run that `arguments` name; each step must be there once."""
-    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith("run."))
-    folder, name = given["run.folder"], given["run.name"]
-    records = [r for r in MetricsLog.read(Path(folder) / name / "metrics.jsonl") if r["kind"] == "train"]
+def losses(run: list[str] | Path) -> dict[int, float]:
+    """Training loss by step of the run in that folder, or that such arguments name; each step must be there once."""
+    if isinstance(run, list):
+        given = dict(argument.split("=", 1) for argument in run if argument.startswith("run."))
+        run = Path(given["run.folder"]) / given["run.name"]
+    records = [r for r in MetricsLog.read(run / "metrics.jsonl") if r["kind"] == "train"]
     found = {record["step"]: record["loss"] for record in records}
     assert len(found) == len(records)
     return found
@@ -56,62 +55,42 @@ def train_alone(arguments: list[str]) -> dict[int, float]:
     return losses(arguments)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[int, float]:
-    """The losses of one unbroken process."""
-    folder = tmp_path_factory.mktemp("whole")
-    places = [f"run.folder={folder / 'runs'}", f"data.shards={folder / 'shards'}"]
-    return train_alone(["--config", str(ROOT / "tests" / "tiny.yaml"), "run.name=whole", *places])
+def test_two_processes_equal_one(tiny, whole):
+    launched = warm.ranks(2, *ONE, *tiny("two", "parallel.processes=2"))
+    assert [code for code, _ in launched] == [0, 0], launched
+    assert_agree(losses(whole), losses(tiny("two")))
 
 
-def test_two_processes_equal_one(tiny, run, whole):
-    launched = run(*TWO, *tiny("two", "parallel.processes=2"), ACCELERATE_USE_CPU="true")
-    assert launched.returncode == 0, launched.stderr
-    assert_agree(whole, losses(tiny("two")))
-
-
-def test_one_then_two_then_one_process_is_one_run(tiny, run, whole, tmp_path):
-    """The box changes twice."""
+def test_one_then_two_then_one_process_is_one_run_whatever_accelerate_is_configured_for(tiny, run, whole, tmp_path):
+    """The box changes twice. In fp32, as the run's config says; a clash is reported."""
     arguments = tiny("changing")
-    assert run(*ONE, *arguments, "run.stop_after_steps=5").returncode == 75
-    launched = run(*TWO, *arguments, "run.stop_after_steps=17", ACCELERATE_USE_CPU="true")
+    in_bf16 = ["bf16" if TWO[place - 1] == "--mixed_precision" else part for place, part in enumerate(TWO)]
+    assert warm.run(*ONE, *arguments, "run.stop_after_steps=5").returncode == 75
+    launched = run(*in_bf16, *arguments, "run.stop_after_steps=17", ACCELERATE_USE_CPU="true")
     outcome = json.loads((tmp_path / "runs" / "changing" / "outcome.json").read_text())
     assert launched.returncode == 1  # the launcher's own, whatever the processes say
     assert (outcome["code"], outcome["reason"], outcome["step"]) == (75, "run.stop_after_steps", 17)
     assert "resumed from" in launched.stderr and "at step 5" in launched.stderr
-    finished = run(*ONE, *arguments)
+    assert "ACCELERATE_MIXED_PRECISION=bf16; this run's config decides: parallel.precision=fp32" in launched.stderr
+    finished = warm.run(*ONE, *arguments)
     assert finished.returncode == 0 and "at step 17" in finished.stderr, finished.stderr
-    assert_agree(whole, losses(arguments))
-
-
-def on_two_machines(folders: list[Path], arguments: list[str]) -> list[tuple[int, str]]:
-    """Two processes, each as the only one of its machine, with a disk of its own; (exit code, output) of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = []
-    for rank, folder in enumerate(folders):
-        folder.mkdir(exist_ok=True)
-        places = dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=port, ACCELERATE_USE_CPU="true")  # fmt: skip
-        environment = {**os.environ, **{name: str(value) for name, value in places.items()}}
-        command = [sys.executable, ROOT / "multigpu_train.py", "--config", ROOT / "tests" / "tiny.yaml", *arguments]
-        launched.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT))  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in launched]
-    return [(process.returncode, output) for process, output in zip(launched, outputs, strict=True)]
+    assert "ACCELERATE" not in finished.stderr
+    assert_agree(losses(whole), losses(arguments))
 
 
 def test_machines_without_a_common_disk_prepare_for_themselves_but_do_not_resume_apart(whole, tmp_path):
     """A process that does not see the checkpoint would begin anew beside those that go on."""
     machines = [tmp_path / "first", tmp_path / "second"]
-    ended = on_two_machines(machines, ["run.name=apart", "run.stop_after_steps=6"])
+    for machine in machines:
+        machine.mkdir()
+    command = [sys.executable, ROOT / "multigpu_train.py", "--config", ROOT / "tests" / "tiny.yaml", "run.name=apart"]
+    ended = warm.ranks(2, *command, "run.stop_after_steps=6", cwd=machines)
     assert [code for code, _ in ended] == [75, 75], ended
     assert all(list(machine.glob("shards/stories-*/dataset.json")) for machine in machines)
     assert not (machines[1] / "runs").exists()
-    found = losses([f"run.folder={machines[0] / 'runs'}", "run.name=apart"])
-    assert_agree({step: whole[step] for step in range(1, 7)}, found)
-    ended = on_two_machines(machines, ["run.name=apart"])
+    expected = losses(whole)
+    assert_agree({step: expected[step] for step in range(1, 7)}, losses(machines[0] / "runs" / "apart"))
+    ended = warm.ranks(2, *command, cwd=machines)
     assert [code for code, _ in ended] == [2, 2]
     assert "1 of 2 processes do not see runs/apart/checkpoints/step-00000006" in ended[0][1]
 
@@ -130,20 +109,20 @@ def test_only_the_first_process_of_a_machine_reads_the_corpus(tmp_path, monkeypa
     assert found.tokenizer is prepared.tokenizer and found.sources == {"stories": tmp_path}
 
 
-def test_two_processes_drop_what_one_drops(tiny, run):
+def test_two_processes_drop_what_one_drops(tiny):
     """Dropout's masks follow the sample, not the rank or the micro-batch."""
     dropout = ["model.dropout=0.2", "phases.0.tokens=4096", "phases.1.tokens=2048", "phases.2.tokens=2048"]
-    finished = run(*TWO, *tiny("two", *dropout), ACCELERATE_USE_CPU="true")
-    assert finished.returncode == 0, finished.stderr
+    launched = warm.ranks(2, *ONE, *tiny("two", *dropout))
+    assert [code for code, _ in launched] == [0, 0], launched
     assert_agree(train_alone(tiny("one", *dropout)), losses(tiny("two")))
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_sharded_ranks_draw_together_what_one_process_draws(run, tmp_path, ranks):
+def test_sharded_ranks_draw_together_what_one_process_draws(tmp_path, ranks):
     """Each rank only its own rows, bit for bit, whether or not the rows divide by the ranks."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
-    finished = run(*launch, "tests/training/sharded_start.py", tmp_path / "whole.safetensors", PYTHONPATH=".")
-    assert finished.returncode == 0, finished.stderr
+    command = [sys.executable, "tests/training/sharded_start.py", tmp_path / "whole.safetensors"]
+    launched = warm.ranks(ranks, *command, PYTHONPATH=".")
+    assert [code for code, _ in launched] == [0] * ranks, launched
     found = load_file(tmp_path / "whole.safetensors")
     expected = build_model(CONFIG, seed=7).state_dict()
     assert found.keys() == expected.keys()
@@ -153,24 +132,15 @@ def test_sharded_ranks_draw_together_what_one_process_draws(run, tmp_path, ranks
 
 @pytest.mark.parametrize(
     "launcher",
-    [ONE, [*ACCELERATE, "multigpu_train.py"], [*ACCELERATE, "--cpu", "--num_processes", "2", "multigpu_train.py"]],
-    ids=["python", "accelerate", "accelerate --cpu, which starts one process whatever it is asked for"],
+    [ONE, [*ACCELERATE, "--cpu", "--num_processes", "2", "multigpu_train.py"]],
+    ids=["python", "accelerate --cpu, which starts one process whatever it is asked for"],
 )
-def test_fewer_processes_than_expected_is_an_error(tiny, run, launcher):
-    launched = run(*launcher, *tiny("few", "parallel.processes=2"))
+def test_fewer_processes_than_expected_is_an_error(tiny, launcher):
+    launched = warm.run(*launcher, *tiny("few", "parallel.processes=2"))
     assert launched.returncode != 0
     message = r"1 process started, but parallel.processes is 2: start 2 with `.*--num_processes 2"
     assert re.search(message, launched.stderr)
     assert "--multi_gpu" in launched.stderr
-
-
-def test_the_accelerate_config_does_not_decide_and_a_clash_is_reported(tiny, run):
-    arguments = tiny("clash", "run.stop_after_steps=1")
-    launched = run(*ACCELERATE, "--mixed_precision", "bf16", "multigpu_train.py", *arguments)
-    assert "ACCELERATE_MIXED_PRECISION=bf16; this run's config decides: parallel.precision=fp32" in launched.stderr
-    plain = run(*ONE, *tiny("plain", "run.stop_after_steps=1"))
-    assert plain.returncode == 75 and "ACCELERATE" not in plain.stderr
-    assert losses(arguments) == losses(tiny("plain"))  # in fp32, as the config says
 
 
 @pytest.mark.campaign

@@ -91,22 +91,27 @@ def test_a_recipe_has_its_published_size(name, corpus):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
-    """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens."""
+    """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens, and windows and
+    contexts of a quarter: at their real length they are the model tests' (tests/models/conftest.py)."""
     text, tokenizer = corpus
     own = [promised(name).replace("PATH", str(text))]
     steps = 2
     if name in TUNING:  # its own file replaces one of several sources; from nothing, it needs other rates, and longer
         steps = 5
         own = [*everything_from(text), *own, "optimizer.adamw_lr=0.005", "phases.*.learning_rate={shape: constant}"]
-    heads = recipe(name, *own).model.n_heads
+    whole = recipe(name, *own)
+    heads, window = whole.model.n_heads, whole.model.window
+    contexts = [max(128, phase.context // 4) for phase in whole.phases]  # enough for a conversation
     config = recipe(
         name, *own,
         f"run.folder={tmp_path / 'runs'}", f"data.shards={tmp_path / 'shards'}", f"tokenizer.path={tokenizer}",
         "model.vocab_size=null", f"model.d_model={4 * heads}", "model.head_dim=4", f"model.d_ff={8 * heads}",
         "parallel.device=cpu", "parallel.cpu_threads=1", "watch.wandb=off", "watch.sample_tokens=3",
         "watch.log_every=1",
-        f"phases.*.tokens={2048 * steps}", "phases.*.batch_tokens=2048", "phases.*.micro_batch=4",
-        "evaluation.final_tokens=2048", "evaluation.every_steps=null",
+        f"phases.*.tokens={1024 * steps}", "phases.*.batch_tokens=1024", "phases.*.micro_batch=4",
+        *(f"phases.{number}.context={context}" for number, context in enumerate(contexts)),
+        f"model.window={window and window // 4}".replace("None", "null"),
+        "evaluation.final_tokens=1024", "evaluation.every_steps=null",
     )  # fmt: skip
     assert start(config) is Outcome.FINISHED
     model, _, shape = load_model(config.run.path)

@@ -1,14 +1,12 @@
 """Signals: stop at the next step, in the middle of a validation or a sample, save and go on, end at once, deadlines."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import training.requests
 from machine import process as this_process
 from observe.metrics import MetricsLog
 from settings import read, validate
-from tests.conftest import ROOT
+from tests import warm
 from training.requests import Requests
 from training.settings import RunConfig
 from training.start import start
@@ -33,12 +31,12 @@ def folder_of(arguments: list[str]) -> Path:
     return config.run.path
 
 
-def launched(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "multigpu_train.py", *arguments], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)  # fmt: skip
+def launched(arguments: list[str]) -> warm.Popen:
+    command = [sys.executable, "multigpu_train.py", *arguments]
+    return warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
+def wait_for(condition, process: warm.Popen) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
@@ -69,7 +67,7 @@ def test_sigusr1_saves_and_goes_on(tiny):
 
 
 def test_a_second_request_ends_it_at_once(tiny):
-    slow = ["evaluation.every_steps=1", "evaluation.tokens=100000000", "data.sources.stories.documents=4000"]
+    slow = ["evaluation.every_steps=1", "evaluation.tokens=100000000", "data.sources.stories.documents=2000"]
     arguments = tiny("run", LONG, "checkpoint.every_steps=null", *slow)
     folder, process = folder_of(arguments), launched(arguments)
     wait_for(has_trained(folder), process)
@@ -131,19 +129,20 @@ def test_under_nohup_a_closed_terminal_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def _in_its_terminal() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which all of this may ignore, under nohup
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+IN_ITS_TERMINAL = """
+import fcntl, runpy, signal, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which all of this may ignore, under nohup
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_path("multigpu_train.py", run_name="__main__")
+"""
 
 
 def test_a_closed_terminal_saves_and_stops(tiny):
     """As when ssh loses its connection: what is still said to the terminal stops nothing."""
     arguments = tiny("run", LONG, "checkpoint.every_steps=null", "evaluation.every_steps=null")
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "multigpu_train.py", *arguments], stdin=slave, stdout=slave, stderr=slave,
-        start_new_session=True, preexec_fn=_in_its_terminal,
-    )  # fmt: skip
+    command = [sys.executable, "-c", IN_ITS_TERMINAL, *arguments]
+    process = warm.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     folder = folder_of(arguments)
     while not has_trained(folder)():
@@ -164,10 +163,10 @@ def test_a_request_while_preparing_interrupts():
         requests.close()
 
 
-def test_a_request_while_the_data_is_prepared_is_followed_at_once(tiny, run):
-    arguments = tiny("run", LONG, "data.sources.stories.documents=200000", "data.workers=2")
+def test_a_request_while_the_data_is_prepared_is_followed_at_once(tiny, tmp_path):
+    shards = tmp_path / "shards"
+    arguments = tiny("run", LONG, "data.sources.stories.documents=200000", "data.workers=2", f"data.shards={shards}")
     process = launched(arguments)
-    shards = Path(next(part for part in arguments if part.startswith("data.shards="))[12:])
     wait_for(lambda: list(shards.glob(".work-*/read-00000")), process)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
@@ -177,11 +176,12 @@ def test_a_request_while_the_data_is_prepared_is_followed_at_once(tiny, run):
     assert list(shards.glob(".work-*/read-00000"))  # what is done stays
 
 
-def test_max_minutes_stops_like_a_signal_and_counts_anew(tiny):
-    arguments = tiny("run", LONG, "run.max_minutes=0.1", "evaluation.every_steps=null")
-    process = launched(arguments)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75 and "run.max_minutes=0.1 are over" in output
+def test_max_minutes_stops_like_a_signal_and_counts_anew(tiny, capfd):
+    arguments = tiny("run", LONG, "run.max_minutes=0.03", "evaluation.every_steps=null")
+    config = validate(RunConfig, read(arguments[1], arguments[2:]))
+    for _ in range(2):
+        assert start(config) is Outcome.STOPPED
+        assert "run.max_minutes=0.03 are over" in capfd.readouterr().out
 
 
 class StopAfter:
@@ -263,13 +263,13 @@ load = multigpu_train.load
 multigpu_train.load = lambda *rest: (os.kill(os.getpid(), {int(number)}), load(*rest))[1]
 sys.exit(multigpu_train.main())
 """
-    done = subprocess.run([sys.executable, "-c", script, *tiny("run", SHORT)], cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(sys.executable, "-c", script, *tiny("run", SHORT))
     assert done.returncode == (0 if number == signal.SIGUSR1 else 75), done.stderr
 
 
 def test_a_reader_that_goes_away_stops_nothing(tiny):
     command = [sys.executable, "multigpu_train.py", *tiny("run", SHORT)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read() and process.wait(120) == 0

@@ -1,11 +1,14 @@
 """A run that was stopped and started again is the run that was never stopped, to the last bit."""
 
+import functools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from safetensors.torch import load_file
 from observe.metrics import MetricsLog
 from settings import read, validate
 from storage import folder
+from tests import warm
+from tests.conftest import small_run
 from training.settings import RunConfig
 from training.stability import StepLog
 from training.start import RunMismatch, start
@@ -27,6 +32,26 @@ def train(arguments: list[str]) -> tuple[Outcome, Path]:
     """Run in this process; returns how it ended and the run's folder."""
     config = validate(RunConfig, read(arguments[1], arguments[2:]))
     return start(config), config.run.path
+
+
+@pytest.fixture(scope="module")
+def stopped_anywhere(tmp_path_factory, prepared) -> Callable[..., Path]:
+    """stopped_anywhere(steps, *overrides): the small run, stopped after so many steps, made once. Not to be changed."""
+
+    @functools.cache
+    def stopped_anywhere(steps: int, *overrides: str) -> Path:
+        arguments = small_run(tmp_path_factory.mktemp("stopped"), prepared, "run", *overrides)
+        outcome, run = train([*arguments, f"run.stop_after_steps={steps}"])
+        assert outcome is Outcome.STOPPED
+        return run
+
+    return stopped_anywhere
+
+
+@pytest.fixture
+def stopped(stopped_anywhere, tmp_path) -> Callable[..., Path]:
+    """stopped(steps, *overrides): a copy of it as this test's run `run`."""
+    return lambda *given: shutil.copytree(stopped_anywhere(*given), tmp_path / "runs" / "run")
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -50,9 +75,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_stopped_in_each_phase_and_at_its_edge_equals_unbroken(tiny, seed):
-    outcome, whole = train(tiny("whole"))
-    assert outcome is Outcome.FINISHED
+def test_stopped_in_each_phase_and_at_its_edge_equals_unbroken(tiny, whole, seed):
     draw = random.Random(seed)
     first, second, third = STEPS.values()
     stops = [draw.randint(1, first - 1), first, first + draw.randint(1, second - 1), first + second,
@@ -66,9 +89,10 @@ def test_stopped_in_each_phase_and_at_its_edge_equals_unbroken(tiny, seed):
 
 def test_what_an_older_version_saved_is_resumed_as_if_it_had_recorded_everything(tiny, tmp_path):
     """Its state and its shards tell nothing of special tokens, its tokenizer nothing of what begins a text."""
-    only = "phases=[{name: short, context: 64, data: {stories: 1}, tokens: 8192, batch_tokens: 1024}]"
-    _, whole = train(tiny("whole", only))
-    _, broken = train(tiny("broken", only, "run.stop_after_steps=5"))
+    only = ["phases=[{name: short, context: 64, data: {stories: 1}, tokens: 8192, batch_tokens: 1024}]",
+            f"data.shards={tmp_path / 'shards'}"]  # fmt: skip
+    _, whole = train(tiny("whole", *only))
+    _, broken = train(tiny("broken", *only, "run.stop_after_steps=5"))
     (shards_,) = (path for path in (tmp_path / "shards").glob("stories-*") if path.is_dir())
     for path in (broken / "checkpoints" / "step-00000005", shards_):
         with folder.write(tmp_path / "old") as old:
@@ -84,36 +108,34 @@ def test_what_an_older_version_saved_is_resumed_as_if_it_had_recorded_everything
                     target.write_text(json.dumps(told))
         folder.remove(path)
         (tmp_path / "old").rename(path)
-    assert train(tiny("broken", only))[0] is Outcome.FINISHED
+    assert train(tiny("broken", *only))[0] is Outcome.FINISHED
     assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS["short"]
     one, other = (run / "checkpoints" / "step-00000008" / "state.json" for run in (whole, broken))
     assert json.loads(other.read_text())["special_tokens"] == json.loads(one.read_text())["special_tokens"] == [0]
 
 
-def test_killed_without_warning_and_restarted_equals_unbroken(tiny):
+def test_killed_without_warning_and_restarted_equals_unbroken(tiny, whole, tmp_path):
     """SIGKILL at moments that nobody chose: between steps, in a save, in a validation, in preparation."""
-    _, whole = train(tiny("whole"))
-    command = [sys.executable, "multigpu_train.py", *tiny("killed")]
+    command = [sys.executable, "multigpu_train.py", *tiny("killed", f"data.shards={tmp_path / 'shards'}")]
     draw = random.Random(7)
-    killed = 0
-    for attempt in range(12):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=3.0 + draw.random() * 3 if attempt < 6 else 300)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-    assert process.returncode == 0
-    assert killed > 0
-    assert_same_run(whole, Path(whole).with_name("killed"))
+    metrics = tmp_path / "runs" / "killed" / "metrics.jsonl"
+    for steps in (None, 1, 6, 12, 20):  # None: while it prepares
+        process = warm.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not ((tmp_path / "shards").exists() if steps is None else
+                   metrics.exists() and metrics.read_text().count('"kind":"train"') >= steps):  # fmt: skip
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.2)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert warm.run(*command).returncode == 0
+    assert_same_run(whole, tmp_path / "runs" / "killed")
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny):
     arguments = tiny("asked", "checkpoint.every_steps=null", "phases.0.tokens=1000000", "phases.0.batch_tokens=1024")
     command = [sys.executable, "multigpu_train.py", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = Path(next(argument for argument in arguments if argument.startswith("run.folder="))[11:]) / "asked"
     metrics = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -130,33 +152,29 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny):
     assert state["step"] == losses(folder)[-1][0] > 0
 
 
-def test_damaged_newest_checkpoint_is_skipped_and_named(tiny, capfd):
-    _, whole = train(tiny("whole"))
-    train(tiny("broken", "run.stop_after_steps=11"))
-    broken = whole.with_name("broken")
+def test_damaged_newest_checkpoint_is_skipped_and_named(tiny, whole, stopped, capfd):
+    broken = stopped(11)
     weights = broken / "checkpoints" / "step-00000011" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     capfd.readouterr()
-    assert train(tiny("broken"))[0] is Outcome.FINISHED
+    assert train(tiny("run"))[0] is Outcome.FINISHED
     shown = capfd.readouterr()
     assert f"skipped {weights.parent}" in shown.err + shown.out and "sha256 differs" in shown.err + shown.out
     assert_same_run(whole, broken)
 
 
-def test_finished_run_is_not_trained_again(tiny):
-    _, whole = train(tiny("whole"))
-    before = final_tensors(whole)
-    assert train(tiny("whole"))[0] is Outcome.FINISHED
-    assert_same_run(whole, whole)
-    assert all(torch.equal(before[name], tensor) for name, tensor in final_tensors(whole).items())
+def test_finished_run_is_not_trained_again(tiny, whole, tmp_path):
+    again = shutil.copytree(whole, tmp_path / "runs" / "whole")
+    assert train(tiny("whole")) == (Outcome.FINISHED, again)
+    assert_same_run(whole, again)
 
 
-def test_another_model_or_seed_under_the_same_name_is_refused(tiny):
-    train(tiny("whole", "run.stop_after_steps=2"))
+def test_another_model_or_seed_under_the_same_name_is_refused(tiny, stopped):
+    stopped(3)
     with pytest.raises(RunMismatch, match=r"(?s)model\.d_ff: 64 there, 96 in the config.*run\.seed: 1234 there, 5"):
-        train(tiny("whole", "model.d_ff=96", "run.seed=5"))
+        train(tiny("run", "model.d_ff=96", "run.seed=5"))
 
 
 @pytest.mark.parametrize(
@@ -170,16 +188,16 @@ def test_another_model_or_seed_under_the_same_name_is_refused(tiny):
          r"phases\.1\.name: 'middle' there, None in"),
     ],
 )  # fmt: skip
-def test_phases_that_would_change_what_was_trained_are_refused(tiny, stopped_after, changes, told):
-    train(tiny("whole", f"run.stop_after_steps={stopped_after}"))
+def test_phases_that_would_change_what_was_trained_are_refused(tiny, stopped, stopped_after, changes, told):
+    stopped(stopped_after)
     with pytest.raises(RunMismatch, match=told):
-        train(tiny("whole", *changes))
+        train(tiny("run", *changes))
 
 
-def test_phases_to_come_may_change(tiny):
+def test_phases_to_come_may_change(tiny, stopped):
     """Between two phases, the next one is still free; what is done is not trained again."""
-    train(tiny("whole", "run.stop_after_steps=8"))
-    _, folder = train(tiny("whole", "phases.1.batch_tokens=2048", "phases.1.tokens=4096", "phases.2.tokens=1024"))
+    stopped(8)
+    _, folder = train(tiny("run", "phases.1.batch_tokens=2048", "phases.1.tokens=4096", "phases.2.tokens=1024"))
     assert [step for step, _ in losses(folder)] == list(range(1, 8 + 2 + 1 + 1))
 
 
@@ -206,10 +224,10 @@ def test_init_from_starts_from_the_weights_of_another_run(tiny):
         (["data.sources.stories.documents=61"], r"shards of data\.sources\.stories: '[0-9a-f]{64}' there", "data"),
     ],
 )
-def test_a_change_that_matters_is_refused_until_it_is_allowed(tiny, changes, told, word, capfd):
-    tokenizer = train(tiny("other", "run.stop_after_steps=1"))[1] / "checkpoints" / "step-00000001" / "tokenizer"
+def test_a_change_that_matters_is_refused_until_it_is_allowed(tiny, stopped, changes, told, word, capfd, whole):
+    tokenizer = whole / "checkpoints" / "step-00000026" / "tokenizer"
     named = f"tokenizer.path={tokenizer}"  # or it would be another with other documents
-    train(tiny("run", named, "run.stop_after_steps=11"))
+    stopped(11, named)
     with pytest.raises(RunMismatch, match=f"(?s){told}.*run.allow=.{word}. goes on with it"):
         train(tiny("run", named, *changes))
     capfd.readouterr()
@@ -221,21 +239,21 @@ def test_a_change_that_matters_is_refused_until_it_is_allowed(tiny, changes, tol
         train(tiny("run", named))
 
 
-def test_nothing_allows_other_weights(tiny):
-    train(tiny("run", "run.stop_after_steps=2"))
+def test_nothing_allows_other_weights(tiny, stopped):
+    stopped(3)
     with pytest.raises(RunMismatch, match=r"model\.d_ff: 64 there, 96 in the config \(nothing can"):
         train(tiny("run", "model.d_ff=96", "run.allow=[tokenizer, data, order, schedule]"))
 
 
-def test_a_finished_run_is_extended_by_more_tokens_for_its_last_phase(tiny):
+def test_a_finished_run_is_extended_by_more_tokens_for_its_last_phase(tiny, whole, tmp_path):
     """The steps it had stay; those to come are the ones that a run with the longer phase would take, in its order."""
-    train(tiny("run"))
-    outcome, folder = train(tiny("run", "phases.2.tokens=12288"))
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
+    outcome, folder = train(tiny("whole", "phases.2.tokens=12288"))
     assert outcome is Outcome.FINISHED
     assert [step for step, _ in losses(folder)] == list(range(1, 8 + 10 + 12 + 1))
     state = json.loads((sorted((folder / "checkpoints").iterdir())[-1] / "state.json").read_text())
     assert state["phases_done"] == ["short", "middle", "long"] and state["samples_done"]["long"] == 12 * 4
-    assert train(tiny("run", "phases.2.tokens=12288"))[0] is Outcome.FINISHED
+    assert train(tiny("whole", "phases.2.tokens=12288"))[0] is Outcome.FINISHED
     assert len(losses(folder)) == 30
 
 
@@ -248,10 +266,10 @@ def test_a_phase_that_ended_early_is_not_opened_again(tiny):
     assert losses(folder) == before
 
 
-def test_a_finished_run_is_extended_by_another_phase(tiny):
-    train(tiny("run", "run.stop_after_steps=26"))
+def test_a_finished_run_is_extended_by_another_phase(tiny, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
     more = "{name: more, context: 64, data: {stories: 1}, tokens: 2048, batch_tokens: 1024}"
-    raw = read(*[tiny("run")[1]], tiny("run")[2:])
+    raw = read(tiny("whole")[1], tiny("whole")[2:])
     config = validate(RunConfig, {**raw, "phases": [*raw["phases"], read_yaml(more)]})
     assert start(config) is Outcome.FINISHED
     assert [step for step, _ in losses(config.run.path)] == list(range(1, 29))
@@ -331,14 +349,13 @@ def read_yaml(text: str) -> dict:
     return yaml.safe_load(text)
 
 
-def test_a_pause_shows_in_nothing_but_the_clock(tiny):
+def test_a_pause_shows_in_nothing_but_the_clock(tiny, stopped):
     """Whatever was recorded before it stays as it is, and `seconds` count training alone."""
-    train(tiny("run", "run.stop_after_steps=9"))
-    _, folder = train(tiny("whole"))
-    first = MetricsLog.read(folder.with_name("run") / "metrics.jsonl")
+    folder = stopped(8)
+    first = MetricsLog.read(folder / "metrics.jsonl")
     time.sleep(2.5)
-    _, folder = train(tiny("run"))
+    train(tiny("run", "run.stop_after_steps=11"))
     records = MetricsLog.read(folder / "metrics.jsonl")
-    assert [r for r in first if r["kind"] == "train"] == [r for r in records if r["kind"] == "train"][:9]
+    assert [r for r in first if r["kind"] == "train"] == [r for r in records if r["kind"] == "train"][:8]
     seconds = [record["seconds"] for record in records if record["kind"] == "train"]
-    assert seconds == sorted(seconds) and seconds[9] - seconds[8] < 2.4
+    assert seconds == sorted(seconds) and seconds[8] - seconds[7] < 2.4

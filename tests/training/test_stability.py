@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 from checkpoints import RunState
 from observe.metrics import MetricsLog
 from settings import read, validate
+from tests import warm
 from training import stability
 from training.objectives import NextToken
 from training.optimizer import MuonAdamW
@@ -100,7 +100,7 @@ def test_the_entry_says_so_without_a_traceback(tiny):
     """A learning rate that overflows."""
     arguments = tiny("run", SHORT, "optimizer.muon_lr=1e37", "optimizer.adamw_lr=1e37", "optimizer.most_skipped=2")
     command = [sys.executable, "multigpu_train.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm.run(*command)
     assert done.returncode == 1
     assert "no number" in done.stderr and "Traceback" not in done.stderr
 

@@ -1,12 +1,11 @@
 """What only the prepared data, the machine or the disk can show about a run ends it with a sentence, no traceback."""
 
-import subprocess
 import sys
 
 import pytest
 
 from settings import ConfigError, read, validate
-from tests.conftest import ROOT
+from tests import warm
 from training.parallel import LaunchError
 from training.resume import RunMismatch
 from training.settings import RunConfig
@@ -40,7 +39,7 @@ def test_a_log_has_its_lines_in_the_order_in_which_things_happen(tiny, tmp_path)
     """Preparation is told before the phase that follows it, though Python holds back what goes to a file."""
     with open(tmp_path / "log", "w") as log:
         command = [sys.executable, "multigpu_train.py", *tiny("x", SHORT)]
-        assert subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=300).returncode == 0
+        assert warm.Popen(command, stdout=log, stderr=log).wait(300) == 0
     lines = (tmp_path / "log").read_text().splitlines()
     beginnings = ["stories: ", "phase short", "finished: "]
     order = [next(n for n, line in enumerate(lines) if line.startswith(words)) for words in beginnings]
@@ -121,12 +120,12 @@ def test_a_run_may_start_from_a_model_of_the_hub(tiny, tmp_path, monkeypatch, na
     assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in model.state_dict().items())
 
 
-def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_path, run):
+def test_the_plan_of_a_vocabulary_that_is_too_small_is_a_config_error(tiny, tmp_path):
     from tokenizer import Tokenizer
 
     Tokenizer.train(["a b c"], 1024).save(tmp_path / "tokenizer")
     overrides = [f"tokenizer.path={tmp_path / 'tokenizer'}", "model.vocab_size=100"]
-    done = run(sys.executable, "multigpu_train.py", *tiny("x", SHORT, *overrides), "--dry-run")
+    done = warm.run(sys.executable, "multigpu_train.py", *tiny("x", SHORT, *overrides), "--dry-run")
     assert done.returncode == 2 and "model.vocab_size" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -139,6 +138,6 @@ training.start.start = fail
 sys.exit(multigpu_train.main())
 """
     command = [sys.executable, "-c", program, *tiny("x", SHORT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm.run(*command)
     assert done.returncode == code
     assert done.stderr.startswith("stopped") and len(done.stderr.splitlines()) == 1

@@ -16,7 +16,8 @@ from evaluation.probes import ProbeResult
 from observe.metrics import MetricsLog
 from settings import ConfigError, read, validate
 from storage import folder
-from tests.training.test_distributed import TWO, losses
+from tests import warm
+from tests.training.test_distributed import ONE, losses
 from tokenizer import Tokenizer
 from tokenizer.chat import RESERVED
 from training.settings import RunConfig
@@ -59,7 +60,7 @@ def records(run: Path, kind: str) -> list[dict]:
     return [record for record in MetricsLog.read(run / "metrics.jsonl") if record["kind"] == kind]
 
 
-def test_tuning_loss_is_the_same_for_one_and_two_processes_and_any_accumulation(tuning, run):
+def test_tuning_loss_is_the_same_for_one_and_two_processes_and_any_accumulation(tuning):
     """By the global count of trained tokens: the rows of a batch have very different numbers of them."""
     whole = None
     for processes in (1, 2):
@@ -69,8 +70,8 @@ def test_tuning_loss_is_the_same_for_one_and_two_processes_and_any_accumulation(
             if processes == 1:
                 assert train(arguments)[0] is Outcome.FINISHED
             else:
-                finished = run(*TWO, *arguments, ACCELERATE_USE_CPU="true")
-                assert finished.returncode == 0, finished.stderr
+                launched = warm.ranks(2, *ONE, *arguments)
+                assert [code for code, _ in launched] == [0, 0], launched
             found = losses(arguments)
             whole = whole or found
             assert found.keys() == whole.keys() == set(range(1, STEPS + 1))
@@ -106,8 +107,8 @@ def test_what_a_tuning_phase_says_of_itself_counts_what_is_trained(tuning, capfd
     assert floors and all("talks" not in floor.get("floors", floor) for floor in floors)
 
 
-def test_only_answers_are_labels_and_every_batch_teaches(tuning):
-    arguments = tuning("labels", "run.stop_after_steps=1")
+def test_only_answers_are_labels_and_every_batch_teaches(tuning, tmp_path):
+    arguments = tuning("labels", "run.stop_after_steps=1", f"data.shards={tmp_path / 'shards'}")
     _, folder = train(arguments)
     config = validate(RunConfig, read(arguments[1], arguments[2:]))
     sources = {name: next(Path(config.data.shards).glob(f"{name}-*")) for name in ("talks", "stories")}
