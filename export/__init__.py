@@ -4,6 +4,7 @@
     problems(trained, options) -> what is impossible about it, a sentence each, before anything is written
     room(trained, options) -> bytes that writing it takes
     write(trained, options, folder) -> the report, a dict for export_report.json; raises ExportFault
+    tell(report, out): print what was made, and what was not checked
 """
 
 import dataclasses
