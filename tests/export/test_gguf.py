@@ -169,12 +169,13 @@ def test_problems(monkeypatch):
 
 
 # What llama.cpp itself makes of the files.
+ABSENT = "not installed: pip install llama-cpp-python==0.3.36, which builds it: ten minutes, cmake and a C++ compiler"
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", CASES)
 def test_llama_cpp_computes_what_the_checkpoint_does(name, tmp_path):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason=ABSENT)
     trained = trained_as(CASES[name][0])
     bundle.export(trained, "gguf", F32, tmp_path / "out")
     window = trained.config.layer_window(0) or 0
@@ -188,7 +189,7 @@ def test_llama_cpp_computes_what_the_checkpoint_does(name, tmp_path):
 @pytest.mark.campaign
 @pytest.mark.parametrize("wrong", ["windows dropped", "one base", "a window one larger"])
 def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason=ABSENT)
     changed = {"windows dropped": {"attention.sliding_window": 4096}, "one base": {"rope.freq_base_swa": 1e6},
                "a window one larger": {"attention.sliding_window": 129}}[wrong]  # fmt: skip
     rows = tuple(stock.dataclasses.replace(row, keys=lambda config: stock._gguf_windows(config) | changed)
@@ -204,7 +205,7 @@ def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
 @pytest.mark.campaign
 def test_llama_cpp_gives_the_ids_of_our_tokenizer(tmp_path):
     """Of 200 texts: the golden ones, random mixtures, and conversations."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    llama_cpp = pytest.importorskip("llama_cpp", reason=ABSENT)
     trained = trained_as(recipe("../config", n_layers=2), chats=True)
     bundle.export(trained, "gguf", Options(), tmp_path / "out")
     model = llama_cpp.Llama(str(tmp_path / "out" / gguf.FILE), vocab_only=True, verbose=False)
