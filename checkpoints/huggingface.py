@@ -189,20 +189,22 @@ def _windows_and_bases(asked: _Asked, kind: str) -> dict[str, Any]:
     n_layers = asked.number("num_hidden_layers")
     window, types = _window(asked, kind), asked.given.get("layer_types")
     if types is None:
-        every_fourth = [FULL if layer % 4 == 0 else SLIDING for layer in range(n_layers)]
-        types = every_fourth if kind == "granite_swa" else [FULL if kind == "mellum" or not window else SLIDING] * n_layers
+        types = [FULL if kind == "mellum" or not window else SLIDING] * n_layers
+        if kind == "granite_swa":
+            types = [FULL if layer % 4 == 0 else SLIDING for layer in range(n_layers)]
     if not isinstance(types, list) or len(types) != n_layers or not set(types) <= {FULL, SLIDING}:
         raise CheckpointError(f"{asked.path}: layer_types is {types!r}: use {FULL} or {SLIDING} for each of the "
                               f"{n_layers} layers")  # fmt: skip
     if kind == "mistral":  # which knows no layer_types
         types = [SLIDING if window else FULL] * n_layers
     if SLIDING in types and (window is None or kind == "llama"):
-        raise CheckpointError(f"{asked.path}: layer_types has {SLIDING}, of which a {kind} without windows knows nothing")
+        raise CheckpointError(f"{asked.path}: layer_types has {SLIDING}, of which a {kind} without windows knows "
+                              "nothing")  # fmt: skip
     every = types.index(FULL) + 1 if {*types} == {FULL, SLIDING} else None
     found: dict[str, Any] = {"window": window if SLIDING in types else None, "global_every": every}
     if every and types != [SLIDING if (layer + 1) % every else FULL for layer in range(n_layers)]:
-        raise CheckpointError(f"{asked.path}: layer_types has {FULL} at no regular distance: ours have it at every N-th "
-                              "layer and no other")  # fmt: skip
+        raise CheckpointError(f"{asked.path}: layer_types has {FULL} at no regular distance: ours have it at every "
+                              "N-th layer and no other")  # fmt: skip
     names = {SLIDING: "rope_base", FULL: "rope_base_global"}
     for layer_type, base in zip(types, _bases(asked, kind, types), strict=True):
         if found.setdefault(names[layer_type], base) != base:
@@ -323,8 +325,8 @@ def _granite_swa_weights(stored: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     sinks = re.compile(re.escape(_SINKS).replace(r"\{\}", r"\d+"))
     for name, tensor in stored.items():
         if sinks.fullmatch(name) and float(tensor.max()) > _NO_SINK:
-            raise CheckpointError(f"{name} reaches {float(tensor.max()):g}: our model has no attention sinks, which are "
-                                  f"off at {_NO_SINK:g} and below")  # fmt: skip
+            raise CheckpointError(f"{name} reaches {float(tensor.max()):g}: our model has no attention sinks, which "
+                                  f"are off at {_NO_SINK:g} and below")  # fmt: skip
     return _llama_weights({name: tensor for name, tensor in stored.items() if not sinks.fullmatch(name)})
 
 
