@@ -309,11 +309,11 @@ def stock_weights(kind: str, config: ModelConfig, weights: Mapping[str, "Tensor"
 
 
 def _llama_weights(stored: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-    return {_renamed(name, _LLAMA_NAMES): tensor for name, tensor in stored.items()}
+    return {renamed(name, _LLAMA_NAMES): tensor for name, tensor in stored.items()}
 
 
 def _to_llama(weights: Mapping[str, "Tensor"], config: ModelConfig) -> dict[str, "Tensor"]:
-    return {_renamed(name, _LLAMA_NAMES, back=True): tensor for name, tensor in weights.items()}
+    return {renamed(name, _LLAMA_NAMES, back=True): tensor for name, tensor in weights.items()}
 
 
 def _granite_swa_weights(stored: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
@@ -347,7 +347,7 @@ def _gpt2_weights(stored: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
             for part, piece in zip(_GPT2_PARTS, matrix.chunk(3), strict=True):
                 weights[f"blocks.{match[1]}.attention.{part}.{match[2]}"] = piece.contiguous()
         else:
-            weights[_renamed(name, _GPT2_NAMES)] = matrix.contiguous()
+            weights[renamed(name, _GPT2_NAMES)] = matrix.contiguous()
     return weights
 
 
@@ -362,7 +362,7 @@ def _to_gpt2(weights: Mapping[str, "Tensor"], config: ModelConfig) -> dict[str, 
             parts = [weights[f"blocks.{match[1]}.attention.{part}.{match[3]}"] for part in _GPT2_PARTS]
             theirs, tensor = f"h.{match[1]}.attn.c_attn.{match[3]}", torch.cat(parts)
         else:
-            theirs = _renamed(name, _GPT2_NAMES, back=True)
+            theirs = renamed(name, _GPT2_NAMES, back=True)
         matrix = tensor.T if ".c_" in theirs and tensor.ndim == 2 else tensor
         stored[theirs if theirs.startswith("lm_head.") else f"transformer.{theirs}"] = matrix.contiguous()
     return stored
@@ -382,7 +382,8 @@ _READERS: dict[str, tuple[_Shape, _Weights, _Back]] = {  # the shape, weights by
 }
 
 
-def _renamed(name: str, names: tuple[tuple[str, str], ...], back: bool = False) -> str:
+def renamed(name: str, names: tuple[tuple[str, str], ...], back: bool = False) -> str:
+    """A weight's name by a table of (theirs, ours), "{}" for the layer's number; `back`: theirs of ours."""
     for pair in names:
         given, wanted = reversed(pair) if back else pair
         if match := re.match(re.escape(given).replace(r"\{\}", r"(\d+)"), name):

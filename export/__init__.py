@@ -14,6 +14,8 @@ from types import ModuleType
 FORMATS = {  # name: (module, what it is for)
     "coreml": ("export.coreml", "a .mlpackage for iOS 18 and macOS 15, checked here without a Mac"),
     "hf": ("export.huggingface", "a Hugging Face folder in the stock class that computes the same"),
+    "gguf": ("export.gguf", "a GGUF file for llama.cpp and the apps that run it, on iPhones too"),
+    "mlx": ("export.mlx", "a folder for mlx-lm and MLX Swift"),
 }
 
 

@@ -54,9 +54,8 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
     write_config(folder / CONFIG, row, config, trained, {"architectures": [CLASSES[row.name]], "dtype": dtype})
     read_back = _read_back(folder, config, weights, dtype)
     installed = version_of("transformers")
-    parity = stock_check.check(
-        trained, config, read_back, (lambda ids: logits(folder, ids)) if installed else None, dtype == "float32"
-    )
+    client = (lambda ids: logits(folder, ids)) if installed else None
+    parity = stock_check.check(trained, config, read_back, client, dtype)
     return {
         "home": stock_check.about(row, trained.config),
         "dtype": dtype,
@@ -104,11 +103,15 @@ def write_config(path: Path, row: stock.Home, config: ModelConfig, trained: Trai
     storage_folder.write_file(path, json.dumps(keys, indent=2) + "\n")
 
 
-def version_of(package: str) -> str | None:
-    """The installed version of a package that can be imported; None if there is none."""
+def version_of(package: str, distribution: str | None = None) -> str | None:
+    """The installed version of a package that can be imported; None if there is none.
+
+    Args:
+        distribution: what pip calls it, if otherwise.
+    """
     try:
         import_module(package)
-        return metadata.version(package)
+        return metadata.version(distribution or package)
     except (ImportError, metadata.PackageNotFoundError):
         return None
 

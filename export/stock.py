@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSFORMERS, MLX, LLAMA_CPP = "transformers", "mlx-lm", "llama.cpp"  # clients
+RECENT = "as in llama-cpp-python 0.3.36"  # whose numbers are easier to find than llama.cpp's builds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,11 @@ def home(client: str, config: ModelConfig) -> Home | None:
 
 
 def refusal(client: str, config: ModelConfig) -> str:
-    """Why a model of this shape has no home in `client`, and the options that would give it the nearest one."""
-    nearest = min((row for row in HOMES if row.client == client), key=lambda row: len(row.unmet(config)))
-    options = nearest.unmet(config)
-    return (f"no class of {client} computes what this model does: one that is trained with {' '.join(options)} is a "
-            f"{nearest.name} there")  # fmt: skip
+    """Why a model of this shape has no home in `client`, and the fewest options that would give it one; windows are
+    kept where as few do."""
+    unmet = [row.unmet(config) for row in HOMES if row.client == client]
+    options = min(unmet, key=lambda options: (len(options), NO_WINDOWS.option(config) in options))
+    return f"no class of {client} computes what this model does; trained with {' '.join(options)} it would have one"
 
 
 def settled(row: Home, config: ModelConfig, weights: Mapping[str, "Tensor"]) -> tuple[ModelConfig, dict[str, "Tensor"]]:
@@ -301,6 +302,6 @@ HOMES = (
     Home(LLAMA_CPP, "llama", None, (*LLAMA, PLAIN, NO_WINDOWS), _gguf_rope, turns_neighbours=True),
     Home(LLAMA_CPP, "gpt2", None, GPT2, _gguf),
     Home(LLAMA_CPP, "qwen3", None, (*LLAMA, NORMALISED, NO_WINDOWS), _gguf_rope),
-    Home(LLAMA_CPP, "mimo2", None, (*LLAMA, PLAIN, SOME_WINDOWS), _gguf_windows, own_head=True),
-    Home(LLAMA_CPP, "step35", None, (*LLAMA, NORMALISED, SOME_WINDOWS), _step35, own_head=True),
+    Home(LLAMA_CPP, "mimo2", RECENT, (*LLAMA, PLAIN, SOME_WINDOWS), _gguf_windows, own_head=True),
+    Home(LLAMA_CPP, "step35", RECENT, (*LLAMA, NORMALISED, SOME_WINDOWS), _step35, own_head=True),
 )  # fmt: skip

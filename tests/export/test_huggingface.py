@@ -69,7 +69,7 @@ def test_transformers_computes_what_the_checkpoint_does(exported):
     windows = {trained.config.layer_window(layer) or 0 for layer in range(trained.config.n_layers)}
     assert len(ids) > max(windows) and report["home"]["class"] == kind
     graph = report["parity"]["graph"]
-    assert graph["relative"] <= GRAPH.relative and graph["positions"] == len(ids) and graph["range"] > 1
+    assert graph["relative"] <= GRAPH.relative and graph["positions"] == len(ids) and graph["range"] > 0.5
     model, known, config = load_model(folder)
     assert not compare(expected, model(torch.tensor([ids]))[0].numpy()).problems(GRAPH)
     assert text_start(folder, known) == trained.begin and stop_ids(folder, known) == trained.stops
@@ -87,10 +87,10 @@ WRONG = {  # (recipe, keys of config.json that make it another home)
     "a window one smaller": ("flow-1b", {"sliding_window": 127}),
     "the base from another key": ("flow-1b", {"layer_rope_theta": None}),
     "no scale": ("../config", {"embedding_multiplier": 1.0}),
-    "mistral as llama": ("helium-13m", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    "mistral as llama": ("helium-13m", {"model_type": "llama"}),
     "mellum with one base": ("flow-qwen", {"rope_parameters": {
         kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}}),
-    "mellum as qwen3": ("flow-qwen", {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True,
+    "mellum as qwen3": ("flow-qwen", {"model_type": "qwen3", "use_sliding_window": True,
                                       "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
 }  # fmt: skip
 
@@ -205,7 +205,7 @@ REFUSED = {
 def test_what_has_no_home_is_refused_with_the_option(options):
     trained = trained_as(REFUSED[options])
     (problem,) = huggingface.problems(trained, Options())
-    assert f"one that is trained with {options} is a " in problem
+    assert problem.endswith(f"computes what this model does; trained with {options} it would have one")
 
 
 @pytest.mark.parametrize("client", [stock.TRANSFORMERS, stock.MLX, stock.LLAMA_CPP])
@@ -223,7 +223,7 @@ def test_the_options_of_a_refusal_give_a_home(client):
         if stock.home(client, config) is not None:
             continue
         homeless += 1
-        told = stock.refusal(client, config).split("trained with ")[1].split(" is a ")[0]
+        told = stock.refusal(client, config).split("; trained with ")[1].removesuffix(" it would have one")
         options = dict(option.removeprefix("model.").split("=") for option in told.split())
         read = {"true": True, "false": False, "null": None}
         given = {key: read[value] if value in read else type(getattr(config, key) or 0)(float(value))
