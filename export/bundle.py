@@ -211,6 +211,8 @@ def _check_tokenizer(trained: Trained, folder: Path) -> dict[str, Any]:
 
 def _readme(format: str, report: dict[str, Any]) -> str:
     lines = [f"# {report['model']['checkpoint']}, as {format}", "", FORMATS[format][1] + ".", ""]
+    if home := report.get("home"):
+        lines += [f"In the class `{home['class']}`: {home['least']}.", ""]
     lines += [f"- `{name}`: {size / 1e6:,.2f} MB" for name, size in report["files"].items() if size > 10_000]
     lines += ["", "Not verified where this was written:", ""]
     lines += [f"- {what}" for what in report.get("not_verified", ["nothing is left"])]

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import convert
 from checkpoints import huggingface as names
 from checkpoints import load_model, read_model, stop_ids, text_start
 from export import ExportFault, Options, bundle, huggingface, stock
 from export.parity import GRAPH, compare
+from export.trained import load
+from tests.export.checkpoint_of import save_checkpoint
 from tests.export.stock_models import RECIPES, recipe, tokenizer, trained_as
 from tokenizer.conversations import ChatFormat, begun
 
@@ -190,6 +193,46 @@ def test_ids_and_conversations_are_ours(tmp_path):
     ours_again = load_model(tmp_path / "out")[1]
     assert begun(trained.begin, ChatFormat(ours_again).prompt(messages)) == expected
     assert ours_again.fingerprint == tokenizer().fingerprint
+
+
+def test_an_export_is_a_checkpoint_again(tmp_path, monkeypatch, capsys):
+    """By the command, of a checkpoint on the disk; then whatever reads checkpoints reads the folder, and exports it."""
+    run = save_checkpoint(tmp_path / "run", chats=True)
+    first, again = tmp_path / "first", tmp_path / "again"
+    for source, out in ((run, first), (first, again)):
+        command = ["convert.py", "--checkpoint", str(source), "--to", "hf", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", command)
+        assert convert.main() == 0 and "as granite_swa, for transformers 5.15 or later" in capsys.readouterr().out
+    before, after = load(run), load(first)
+    assert (before.begin, before.stops, before.chats) == (after.begin, after.stops, after.chats)
+    ids = torch.tensor([bundle.long_prompt(before)])
+    assert torch.equal(before.model(ids), after.model(ids))
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+    assert "In the class `granite_swa`: transformers 5.15 or later." in (first / "README.md").read_text()
+
+
+CALLS = {
+    "--to hf --quantize int8": "--quantize int8: --to hf has no such option",
+    "--to hf --io swift": "--io swift: --to hf has no such option",
+    "--to gguf --quantize int8": "--quantize int8: --to gguf has none and q8_0",
+    "--to coreml --quantize q8_0": "--quantize q8_0: --to coreml has none and int8 and int4 and palette4",
+    "--to coreml --dtype float16": "--dtype float16: --to coreml has no such option",
+    "--to gguf --quantize q8_0 --dtype float16": "--dtype float16 with --quantize q8_0: give one of them",
+}
+
+
+@pytest.mark.parametrize("words", CALLS)
+def test_wrong_calls(words, tmp_path, monkeypatch, capsys):
+    run = save_checkpoint(tmp_path / "run")
+    command = ["convert.py", "--checkpoint", str(run), "--out", str(tmp_path / "out"), *words.split()]
+    monkeypatch.setattr(sys, "argv", command)
+    try:
+        code = convert.main()
+    except SystemExit as end:
+        code = end.code
+    assert code == 2 and capsys.readouterr().err.strip().splitlines()[-1].endswith(CALLS[words])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 REFUSED = {
