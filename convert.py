@@ -12,7 +12,11 @@ from pathlib import Path
 from export import FORMATS, ExportFault, MissingPackage, Options, format_of
 from machine import process
 
-CHOICES = {"io": ("swift", "stateless"), "quantize": ("none", "int8", "int4", "palette4")}
+CHOICES = {
+    "io": ("swift", "stateless"),
+    "quantize": ("none", "int8", "int4", "palette4", "q8_0"),
+    "dtype": ("float32", "float16"),
+}
 
 
 def main() -> int:
@@ -67,14 +71,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, metavar="TOKENS", help="at most (default: the model's own)")
     parser.add_argument("--io", choices=CHOICES["io"], help="coreml: swift: with states, as swift-transformers loads "
                         "it; stateless: the whole text every time (default: swift)")  # fmt: skip
-    parser.add_argument("--quantize", choices=CHOICES["quantize"], help="weights in fewer bits: int8; for GPUs "
-                        "int4, for Neural Engines palette4 (default: none, fp16)")  # fmt: skip
+    parser.add_argument("--quantize", choices=CHOICES["quantize"], help="weights in fewer bits: coreml: int8; for GPUs "
+                        "int4, for Neural Engines palette4; gguf: q8_0 (default: none)")  # fmt: skip
+    parser.add_argument("--dtype", choices=CHOICES["dtype"], help="of weights that are not quantised (hf: default "
+                        "float32; gguf, mlx: default float16)")  # fmt: skip
     parser.add_argument("--hub", metavar="OWNER/NAME", help="where the folder will lie on the Hub, for clients that "
                         "look its tokenizer up")  # fmt: skip
     arguments = parser.parse_args()
-    given = {name: getattr(arguments, name) for name in ("io", "quantize", "hub")}
-    problems = [f"--{name} {value}: --to {arguments.to} has no such option" for name, value in given.items()
-                if value is not None and name not in format_of(arguments.to).OPTIONS]  # fmt: skip
+    given = {name: getattr(arguments, name) for name in ("io", "quantize", "dtype", "hub")}
+    problems = [problem for name, value in given.items() if (problem := _unknown(arguments.to, name, value))]
     if arguments.context is not None and arguments.context < 2:
         problems.append(f"--context {arguments.context}: use 2 or more")
     if arguments.out.exists() or arguments.out.is_symlink():
@@ -87,6 +92,15 @@ def _parse() -> argparse.Namespace:
         parser.error("; ".join(problems))
     arguments.options = Options(**given)
     return arguments
+
+
+def _unknown(to: str, name: str, value: str | None) -> str | None:
+    """Why the format `to` does not take the option; None if it does, or nothing was given."""
+    known = format_of(to).OPTIONS
+    choices = known.get(name)
+    if value is None or (name in known and (choices is None or value in choices)):
+        return None
+    return f"--{name} {value}: --to {to} has {' and '.join(choices) if choices else 'no such option'}"
 
 
 if __name__ == "__main__":

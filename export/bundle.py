@@ -24,8 +24,11 @@ from storage import folder as storage_folder
 if TYPE_CHECKING:
     import numpy as np
 
+    from tokenizer import Tokenizer
+
 REPORT = "export_report.json"
 GREEDY_TOKENS = 16
+BEGUN = "{{- bos_token -}}"  # before a chat template that does not write it
 # What tokenizers of other languages and libraries are known to split in other ways is among them.
 GOLDEN_TEXTS = {
     "story": "Once upon a time there was a little girl",
@@ -85,7 +88,7 @@ def golden(trained: Trained, greedy_tokens: int = GREEDY_TOKENS) -> list[Golden]
     import torch
 
     texts = {name: (text, trained.begin + trained.tokenizer.encode(text)) for name, text in GOLDEN_TEXTS.items()}
-    texts["long"] = (None, _long(trained, [ids for _, ids in texts.values()]))
+    texts["long"] = (None, long_prompt(trained))
     found = []
     with torch.inference_mode():
         for name, (text, ids) in texts.items():
@@ -102,12 +105,12 @@ def golden(trained: Trained, greedy_tokens: int = GREEDY_TOKENS) -> list[Golden]
     return found
 
 
-def _long(trained: Trained, prompts: Sequence[list[int]]) -> list[int]:
-    """Ids that reach past every window: the prompts over and over."""
+def long_prompt(trained: Trained) -> list[int]:
+    """Ids that reach past every window, as far as the context does: the golden texts over and over."""
     windows = [trained.config.layer_window(layer) or 0 for layer in range(trained.config.n_layers)]
     length = max(windows) + BEYOND_WINDOW
-    pieces = [token for ids in prompts for token in ids[len(trained.begin) :]]
-    return (trained.begin + pieces * (length // max(1, len(pieces)) + 1))[:length]
+    pieces = [token for text in GOLDEN_TEXTS.values() for token in trained.tokenizer.encode(text)]
+    return (trained.begin + pieces * (length // max(1, len(pieces)) + 1))[: min(length, trained.config.context)]
 
 
 def write_golden(trained: Trained, prompts: Sequence[Golden], folder: Path, stateful: bool) -> None:
@@ -151,8 +154,22 @@ def _tokenizer(trained: Trained, folder: Path) -> None:
     config["eos_token"] = names.get(trained.end, config.get("eos_token"))
     if trained.chats:  # Core AI's runtime stops at each of these
         config["additional_special_tokens"] = [names[token] for token in trained.stops if token in names]
+    if trained.begin and names.get(trained.begin[0]) == config.get("bos_token") and _leaves_out_begin(tokenizer):
+        config["chat_template"] = BEGUN + config["chat_template"]
     config["model_max_length"] = trained.config.context
     storage_folder.write_file(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _leaves_out_begin(tokenizer: "Tokenizer") -> bool:
+    """Whether there is a chat template that does not write what begins a text: clients add nothing to what one has
+    written, and would ask the model in a way in which it was never taught."""
+    from tokenizer import TokenizerError
+    from tokenizer.conversations import ChatFormat
+
+    try:
+        return not ChatFormat(tokenizer).writes_begin
+    except TokenizerError:
+        return False
 
 
 def _configs(trained: Trained, folder: Path) -> None:
@@ -194,6 +211,8 @@ def _check_tokenizer(trained: Trained, folder: Path) -> dict[str, Any]:
 
 def _readme(format: str, report: dict[str, Any]) -> str:
     lines = [f"# {report['model']['checkpoint']}, as {format}", "", FORMATS[format][1] + ".", ""]
+    if home := report.get("home"):
+        lines += [f"In the class `{home['class']}`: {home['least']}.", ""]
     lines += [f"- `{name}`: {size / 1e6:,.2f} MB" for name, size in report["files"].items() if size > 10_000]
     lines += ["", "Not verified where this was written:", ""]
     lines += [f"- {what}" for what in report.get("not_verified", ["nothing is left"])]

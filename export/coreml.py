@@ -34,7 +34,7 @@ INPUT, OUTPUT = "inputIds", "logits"
 LEAST_QUANTIZED = 2048  # elements of a weight: below, a scale a row costs more than it saves
 GROUP = 16  # rows that share a palette
 PACKAGE = "model.mlpackage"
-OPTIONS = ("io", "quantize", "hub")
+OPTIONS = {"io": ("swift", "stateless"), "quantize": ("none", "int8", "int4", "palette4"), "hub": None}
 NOT_VERIFIED = (
     "that Core ML's compiler accepts the package",
     "the numbers that a GPU and a Neural Engine compute",

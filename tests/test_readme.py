@@ -78,6 +78,9 @@ OVERRIDES = {  # what shrinks a command of the README; None: another test runs i
     "python generate.py --checkpoint runs/default --temperature 0 $'First Tom has 5 apples. Next Tom buys 4. Last Tom gives away 2. How many apples does Tom have?\\n'": [],  # noqa: E501
     "python convert.py --checkpoint runs/default --to coreml --out exports/default": [],
     'python -m export.mil exports/default --prompt "Once upon a time"': ["--max-new-tokens=5", "--precision=fp32"],
+    "python convert.py --checkpoint runs/default --to hf --out exports/default-hf": [],
+    "python convert.py --checkpoint runs/default --to gguf --out exports/default-gguf": [],
+    "python convert.py --checkpoint runs/default --to mlx --out exports/default-mlx": [],
     f"{TRAIN} --config configs/chat.yaml": SMALL_CHAT,
     "python generate.py --checkpoint runs/chat --chat": [],
     "python -m evaluation.chat --checkpoint runs/chat --data jsonl:../shared/data/chat/dolly_15k.jsonl": ["--limit=8", "--max-new-tokens=8"],  # noqa: E501

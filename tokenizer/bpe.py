@@ -265,6 +265,11 @@ class Tokenizer:
         """Ids of the special tokens by name."""
         return dict(self._special)
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """Its tokenizer.json, as `save` writes it."""
+        return self._definition(self._states_begin)
+
     def named_tokens(self, names: Sequence[str]) -> dict[str, str]:
         """What tokenizer_config.json calls by these names ("bos_token"): a token's text, of those that it has."""
         found = {name: self._config.get(name) for name in names}

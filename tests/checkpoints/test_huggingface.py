@@ -21,6 +21,7 @@ transformers = pytest.importorskip("transformers")
 SMALL = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
              max_position_embeddings=128)  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 100_000.0}
+MIXED = ["sliding_attention", "sliding_attention", "full_attention"]
 # SmolLM2-135M as published, its width apart: the depth, heads, base and epsilon that configs/smollm-135m.yaml has
 SMOLLM2 = dict(
     vocab_size=97, hidden_size=36, intermediate_size=96, num_hidden_layers=30, num_attention_heads=9,
@@ -40,6 +41,32 @@ MODELS = {
     "Qwen3": lambda: transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
     ),
+    "Ministral": lambda: transformers.MinistralForCausalLM(
+        transformers.MinistralConfig(
+            **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=16, layer_types=MIXED, rope_parameters=ROPE
+        )
+    ),
+    "Qwen3, windows": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            **SMALL, num_key_value_heads=2, head_dim=16, use_sliding_window=True, sliding_window=16, layer_types=MIXED,
+        )
+    ),
+    "GraniteSWA": lambda: transformers.GraniteSWAForCausalLM(
+        transformers.GraniteSWAConfig(
+            **SMALL, num_key_value_heads=2, sliding_window=16, layer_types=MIXED, embedding_multiplier=3.0,
+            layer_rope_theta=[100.0, 100.0, 10_000.0], attention_multiplier=8**-0.5, pad_token_id=None,
+            bos_token_id=1, eos_token_id=1,
+        )
+    ),
+    "Mellum": lambda: transformers.MellumForCausalLM(
+        transformers.MellumConfig(
+            **SMALL, num_key_value_heads=2, head_dim=16, sliding_window=16, layer_types=MIXED,
+            mlp_layer_types=["dense"] * 3, num_experts=1, num_experts_per_tok=1, rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        )
+    ),
     "GPT-2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=97, n_embd=48, n_layer=3, n_head=6, n_positions=128)
     ),
@@ -51,7 +78,9 @@ def awake(model):
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
+            if name.endswith("sinks"):  # ours has none: they are off
+                parameter.fill_(-1e4)
+            elif parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
             else:
                 width = parameter.shape[1] if "wte" in name or "embed" in name else max(parameter.shape)
@@ -81,7 +110,8 @@ def test_logits_equal_those_of_the_stock_model(folder, name):
     expected = theirs(input_ids, use_cache=False).logits
     assert expected.std() > 0.3
     torch.testing.assert_close(ours(input_ids), expected, rtol=1e-4, atol=1e-4)
-    assert sum(p.numel() for p in ours.parameters()) == config.parameters()["total"] == theirs.num_parameters()
+    sinks = sum(p.numel() for key, p in theirs.named_parameters() if key.endswith("sinks"))
+    assert sum(p.numel() for p in ours.parameters()) == config.parameters()["total"] == theirs.num_parameters() - sinks
 
 
 @torch.no_grad()
@@ -199,6 +229,20 @@ def test_other_words_for_the_same_mathematics_are_understood(folder):
         ("SmolLM2", {"num_hidden_layers": "2"}, "num_hidden_layers is '2': use a whole number"),
         ("SmolLM2", {"hidden_size": 48.0}, "hidden_size is 48.0: use a whole number"),
         ("SmolLM2", {"rms_norm_eps": True}, "rms_norm_eps is True: use a number"),
+        ("SmolLM2", {"layer_types": ["sliding_attention"] * 30}, "of which a llama without windows knows nothing"),
+        ("Ministral", {"layer_types": MIXED[::-1]}, "at no regular distance"),
+        ("Ministral", {"layer_types": ["linear_attention"] * 3}, "layer_types is ['linear_attention', "),
+        ("Ministral", {"layer_types": MIXED[:2]}, "for each of the 3 layers"),
+        ("Ministral", {"sliding_window": None}, "layer_types has sliding_attention"),
+        ("Qwen3, windows", {"layer_types": None}, "use_sliding_window is True"),
+        ("Qwen3, windows", {"use_sliding_window": False}, "layer_types has sliding_attention"),
+        ("GraniteSWA", {"layer_rope_theta": [1e2, 1e3, 1e4]}, "have the rotary bases 100.0 and 1000.0"),
+        ("GraniteSWA", {"layer_rope_theta": [1e2, 1e2, 0]}, "use a number above 0 for each"),
+        ("GraniteSWA", {"layer_types": None}, "at no regular distance"),
+        ("GraniteSWA", {"residual_multiplier": 0.2}, "residual_multiplier is 0.2"),
+        ("GraniteSWA", {"attention_multiplier": 1.0}, "attention_multiplier is 1.0"),
+        ("Mellum", {"mlp_layer_types": None}, "mlp_layer_types is None"),
+        ("Mellum", {"rope_parameters": ROPE}, "use an object for each of layer_types"),
         ("GPT-2", {"activation_function": "relu"}, "activation_function is 'relu'"),
         ("GPT-2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ],
@@ -210,6 +254,25 @@ def test_what_our_model_does_not_compute_is_refused(folder, name, change, told):
     with pytest.raises(CheckpointError) as error:
         load_model(path)
     assert told in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_sink_that_takes_part_is_refused(folder):
+    theirs, path = folder("GraniteSWA")
+    theirs.model.layers[1].self_attn.sinks.data[2] = -3.0
+    theirs.save_pretrained(path)
+    with pytest.raises(CheckpointError, match=r"layers.1.self_attn.sinks reaches -3: our model has no attention sinks"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_read_and_named_back_is_what_was_stored(folder, name):
+    from safetensors.torch import load_file
+
+    _, path = folder(name)
+    config, weights = read_model(path)
+    kind = json.loads((path / "config.json").read_text())["model_type"]
+    stored, named = load_file(path / "model.safetensors"), huggingface.stock_weights(kind, config, weights)
+    assert named.keys() == stored.keys() and all(torch.equal(named[key], stored[key]) for key in stored)
 
 
 def test_a_head_that_is_stored_and_said_to_be_the_embedding_is_refused_if_it_is_not(folder):
@@ -246,8 +309,16 @@ def test_our_own_checkpoints_are_no_hugging_face_folders(tmp_path):
     assert not huggingface.is_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert huggingface.is_folder(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("{}")  # as our own exports have one
+    assert huggingface.is_folder(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
     assert not huggingface.is_folder(tmp_path)
+
+
+def test_an_export_for_another_program_is_told_as_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "slms_flow"}')
+    with pytest.raises(CheckpointError, match="made for another program by convert.py, .* use the checkpoint that it"):
+        load_model(tmp_path)
 
 
 def test_the_recipe_takes_smollm2s_shape(folder):

@@ -45,7 +45,7 @@ def test_the_tokenizer_begins_and_ends_as_the_model_was_taught(exported):
     assert theirs.eos_token == "<|end|>" and "<|end|>" in theirs.all_special_tokens
     talk = [{"role": "user", "content": "What is it?"}]
     assert theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False) == (
-        "<|user|>What is it?<|end|><|assistant|>"
+        "<|endoftext|><|user|>What is it?<|end|><|assistant|>"
     )
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [ours.token_id("<|end|>"), ours.end_of_text]
