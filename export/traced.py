@@ -278,7 +278,7 @@ class Stateless(nn.Module):
         return self._allowed(self.model.step(input_ids, NewState(self.layout)))
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        return logits if self.lowered is None else logits + self.lowered
+        return logits if self.lowered is None else logits + self.lowered.to(logits.dtype)
 
 
 class Decoder(Stateless):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from export import ExportFault, Options, bundle, coreml, traced
-from export.check import _split, check
+from export.check import check, split
 from export.mil import Package, Writer
 from export.parity import GRAPH, ROUNDING, Bounds, compare
 from export.trained import Trained
@@ -80,7 +80,7 @@ def test_a_package_computes_what_its_model_does(exported):
 def test_past_the_end_it_goes_on_as_the_traced_form_does(mixed):
     trained, _, path = mixed
     writer, decoder = Writer(Package(path)), traced.Decoder(trained.model, trained.never)
-    for part in _split(list(range(20, 20 + 72)), [60, 3, 5, 1, 3]):  # the context is 64
+    for part in split(list(range(20, 20 + 72)), [60, 3, 5, 1, 3]):  # the context is 64
         expected = decoder(torch.tensor([part], dtype=torch.int32))[0].numpy()
         assert not compare(expected, writer.logits(part)).problems(Bounds(max_abs=0.05))
 
