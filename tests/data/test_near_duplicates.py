@@ -41,7 +41,8 @@ def brute_force(texts: list[str], threshold: float, words_of: Callable[[str], li
     for text in texts:
         words = words_of(text.lower())
         own = {tuple(words[start : start + 5]) for start in range(max(1, len(words) - 4))}
-        flags.append(any(len(own & other) >= threshold * len(own | other) for other in kept))
+        flags.append(any(not own.isdisjoint(other) and len(own & other) >= threshold * len(own | other)
+                         for other in kept))  # fmt: skip
         if not flags[-1]:
             kept.append(own)
     return flags

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_newcomer_compressed_files_are_prepared_resumed_and_placed_like_plain_on
 
 def test_killed_at_any_instant_and_started_again_it_is_the_same(tmp_path, many_pieces):
     """Six kills, while reading, selecting and tokenising; the work that was done is not done again."""
-    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(3000))}, "whole")
+    found = config(tmp_path, {"from": write(tmp_path / "a.jsonl", documents(1500))}, "whole")
     whole = content(prepared(found))
     script = """
 from data import prepare, sources
@@ -174,10 +175,10 @@ import sys; sys.exit(prepare.main(sys.argv[1:]))
     path.write_text(json.dumps(settings.as_plain(found)))
     command = [sys.executable, "-c", script, "--config", str(path)]
     draw = random.Random(9)
-    for place in sorted(draw.sample(range(2, 200), 6)):  # files there are when it happens; some 220 in all
+    for place in sorted(draw.sample(range(2, 100), 6)):  # files there are when it happens; some 110 in all
         process = warm.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list((tmp_path / "killed").glob(".work-*/*"))) < place:
-            pass
+            time.sleep(0.005)
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert warm.run(*command).returncode == 0

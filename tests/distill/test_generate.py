@@ -86,14 +86,16 @@ def _suffer(arguments: list[str], folder_: Path, count: int, fate: int | str) ->
 
 
 def test_whatever_is_killed_every_key_is_there_once_with_the_unbroken_runs_bytes(real_data, tmp_path):
-    """All of GSM8K's training problems; two tokens each."""
+    """A quarter of GSM8K's training problems; two tokens each."""
     source = real_data / "gsm8k" / "train.jsonl"
-    questions = [json.loads(line)["question"] for line in source.open(encoding="utf-8")]
+    questions = [json.loads(line)["question"] for line in source.open(encoding="utf-8")][:1868]
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions), encoding="utf-8")
     teacher = save_teacher(tmp_path / "teacher", questions[:300], width=16, n_heads=1)
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump({
-        "job": {"name": "gsm8k", "folder": str(tmp_path / "broken"), "seed": 5, "chunk": 64},
-        "problems": {"from": f"jsonl:{source}", "valid_fraction": 0},
+        "job": {"name": "gsm8k", "folder": str(tmp_path / "broken"), "seed": 5, "chunk": 16},
+        "problems": {"from": f"jsonl:{some}", "valid_fraction": 0},
         "sampling": {"max_new_tokens": 2, "temperature": 1.0, "top_k": 20},
         "teacher": {"model": str(teacher), "device": "cpu"},
     }))  # fmt: skip
@@ -110,7 +112,7 @@ def test_whatever_is_killed_every_key_is_there_once_with_the_unbroken_runs_bytes
     assert not [fault for chunk in traces.chunks(job) for fault in folder.verify(chunk)]
     assert not list(job.rglob(".tmp-*")) and not list(job.rglob("*.broken-*"))
     rows = list(traces.read(job))
-    assert len(rows) == 7473
+    assert len(rows) == 1868
     assert {(row["id"], row["question"], row["sample"], row["seed"]) for row in rows} == {
         (id_of(asked), asked, 0, seed_of(5, id_of(asked), 0))
         for asked in (clean.normalise(question).strip() for question in questions)

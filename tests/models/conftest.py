@@ -32,7 +32,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.fixture(scope="session", params=PUBLISHED)
 def recipe(request) -> ModelConfig:
-    """A recipe at its real depth, pattern, heads and context, with a small width and vocabulary."""
+    """A recipe at its real pattern, heads and context, with a small width and vocabulary."""
     return shrunk(published(request.param))
 
 

@@ -1,6 +1,6 @@
 """The transformer as a whole: causality, windows, packing, rotary positions, checkpointing, initialisation.
 
-Depth, window pattern, heads and context are the recipes' own; widths are small.
+Window pattern, heads and context are the recipes' own; widths are small.
 """
 
 import json

@@ -92,7 +92,7 @@ def test_a_recipe_has_its_published_size(name, corpus):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_recipe_trains_on_a_local_file(name, corpus, tmp_path):
     """Its depth, pattern, heads, phases and options; a small width, vocabulary and number of tokens, and windows and
-    contexts of a quarter: at their real length they are the model tests' (tests/models/conftest.py)."""
+    contexts of a quarter: at their real length they are the model tests' (tests/small_models.py)."""
     text, tokenizer = corpus
     own = [promised(name).replace("PATH", str(text))]
     steps = 2
