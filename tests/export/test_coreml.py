@@ -15,7 +15,7 @@ from export.mil import Package, Writer
 from export.parity import GRAPH, ROUNDING, Bounds, compare
 from export.trained import Trained
 from models import ModelConfig
-from tests.small_models import PUBLISHED, build_awake, published, shrunk
+from tests.small_models import PUBLISHED, build_awake, narrow, published
 from tokenizer import Tokenizer
 
 COMMON = dict(vocab_size=1030, context=64, n_layers=2, d_model=64, n_heads=4, d_ff=80)
@@ -245,7 +245,7 @@ def test_problems_and_room():
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_every_recipe_in_every_form(recipe, tmp_path):
     """At its real depth, pattern, heads and context, with a small width."""
-    trained = trained_as(dataclasses.replace(shrunk(published(recipe)), vocab_size=1030))
+    trained = trained_as(dataclasses.replace(narrow(published(recipe)), vocab_size=1030))
     for stateless in (False, True):
         package = coreml.convert(trained.model, stateless=stateless, never=trained.never)
         for name, form in (("none", package), ("int8", coreml.quantize(package, "int8"))):
