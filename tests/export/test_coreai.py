@@ -1,5 +1,5 @@
-"""Core AI bundles, executed by Apple's own runtime on this machine. Long checks: to record a graph of free lengths takes
-half a minute a shape."""
+"""Core AI bundles, executed by Apple's own runtime on this machine. Long checks: to record a graph of free lengths
+takes half a minute."""
 
 import json
 
