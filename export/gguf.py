@@ -6,7 +6,7 @@ splits text by its own copy of each known pattern, so that only tokenizers whose
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -239,8 +239,12 @@ def _add(writer: "GGUFWriter", key: str, value: Any) -> None:
     kinds[type(value)](key, value)
 
 
-def logits(path: Path, ids: list[int]) -> "np.ndarray":
-    """[T, V] in fp32, as llama.cpp computes them with the file at `path`, caches in f32 (llama-cpp-python)."""
+def logits(path: Path, ids: list[int], chunks: Sequence[int] | None = None) -> "np.ndarray":
+    """[T, V] in fp32, as llama.cpp computes them with the file at `path`, caches in f32 (llama-cpp-python).
+
+    Args:
+        chunks: how many ids it is given at a time; None: all at once.
+    """
     import llama_cpp
     import numpy as np
 
@@ -248,5 +252,8 @@ def logits(path: Path, ids: list[int]) -> "np.ndarray":
         str(path), n_ctx=len(ids) + 8, n_batch=len(ids), logits_all=True, n_gpu_layers=0, verbose=False,
         type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
     )  # fmt: skip
-    model.eval(ids)
+    start = 0
+    for length in chunks or [len(ids)]:
+        model.eval(ids[start : start + length])
+        start += length
     return np.array(model.scores[: len(ids)], dtype=np.float32)

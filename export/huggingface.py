@@ -94,6 +94,7 @@ def write_weights(path: Path, weights: Mapping[str, "Tensor"], dtype: str) -> No
         stored[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it makes files that nobody else may read
 
 
 def write_config(path: Path, row: stock.Home, config: ModelConfig, trained: Trained, more: Mapping[str, Any]) -> None:

@@ -66,10 +66,10 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
 def logits(folder: Path, ids: list[int]) -> "np.ndarray":
     """[T, V] in fp32, as mlx-lm computes them with what is in `folder`."""
     import mlx.core as mx
+    import mlx_lm
     import numpy as np
-    from mlx_lm.utils import load_model
 
-    model, _ = load_model(folder)
+    model, _ = mlx_lm.load(str(folder))  # the tokenizer too, as clients do
     model.set_dtype(mx.float32)
     return np.array(model(mx.array([ids]))[0])
 

@@ -221,8 +221,9 @@ def _mimo_v2_flash(config: ModelConfig) -> dict[str, Any]:
         "swa_rope_theta": config.rope_base,
         "partial_rotary_factor": 1,
         "attention_value_scale": None,
-        "num_experts_per_tok": 0, "moe_intermediate_size": 0, "n_shared_experts": None, "n_routed_experts": None,
-        "routed_scaling_factor": None, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
+        # Of experts that no layer has; with their keys, for the tokenizer is looked for by a strict config.
+        "n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": config.d_ff, "n_shared_experts": None,
+        "routed_scaling_factor": 1.0, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True,
         "n_group": 1, "topk_group": 1,
     }  # fmt: skip
 

@@ -169,26 +169,29 @@ def test_problems(monkeypatch):
 
 
 # What llama.cpp itself makes of the files.
+SAME = Bounds(top1=0.99, relative=1e-3)  # its GELU is a table in fp16; without one, the two agree to a millionth
+ABSENT = "not installed: pip install llama-cpp-python==0.3.36, which builds it: ten minutes, cmake and a C++ compiler"
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("name", CASES)
 def test_llama_cpp_computes_what_the_checkpoint_does(name, tmp_path):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason=ABSENT)
     trained = trained_as(CASES[name][0])
     bundle.export(trained, "gguf", F32, tmp_path / "out")
     window = trained.config.layer_window(0) or 0
-    ids = np.random.default_rng(0).integers(2, trained.tokenizer.vocab_size, window + 100).tolist()
+    ids = np.random.default_rng(0).integers(2, trained.tokenizer.vocab_size, window + 120).tolist()
     ids = ids[: trained.config.context - 8]
     expected = trained.model(torch.tensor([ids]))[0].numpy()
-    parity = compare(expected, gguf.logits(tmp_path / "out" / gguf.FILE, ids))
-    assert not parity.problems(Bounds(top1=0.99, relative=0.01)), parity
+    for chunks in ([len(ids)], [90, 20, *[1] * (len(ids) - 110)]):  # at once, and as a client writes
+        parity = compare(expected, gguf.logits(tmp_path / "out" / gguf.FILE, ids, chunks))
+        assert not parity.problems(SAME), parity
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("wrong", ["windows dropped", "one base", "a window one larger"])
 def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason=ABSENT)
     changed = {"windows dropped": {"attention.sliding_window": 4096}, "one base": {"rope.freq_base_swa": 1e6},
                "a window one larger": {"attention.sliding_window": 129}}[wrong]  # fmt: skip
     rows = tuple(stock.dataclasses.replace(row, keys=lambda config: stock._gguf_windows(config) | changed)
@@ -198,13 +201,13 @@ def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
     bundle.export(trained, "gguf", F32, tmp_path / "out")
     ids = np.random.default_rng(0).integers(2, trained.tokenizer.vocab_size, 228).tolist()
     expected = trained.model(torch.tensor([ids]))[0].numpy()
-    assert compare(expected, gguf.logits(tmp_path / "out" / gguf.FILE, ids)).problems(Bounds(top1=0.99, relative=0.01))
+    assert compare(expected, gguf.logits(tmp_path / "out" / gguf.FILE, ids)).problems(SAME)
 
 
 @pytest.mark.campaign
 def test_llama_cpp_gives_the_ids_of_our_tokenizer(tmp_path):
     """Of 200 texts: the golden ones, random mixtures, and conversations."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    llama_cpp = pytest.importorskip("llama_cpp", reason=ABSENT)
     trained = trained_as(recipe("../config", n_layers=2), chats=True)
     bundle.export(trained, "gguf", Options(), tmp_path / "out")
     model = llama_cpp.Llama(str(tmp_path / "out" / gguf.FILE), vocab_only=True, verbose=False)

@@ -1,6 +1,7 @@
 """MLX folders: mlx-lm, in its build for CPUs, computes what the checkpoint does, past the window and token by token;
 classes that load and drop the window are found out."""
 
+import itertools
 import json
 
 import numpy as np
@@ -12,7 +13,9 @@ from export.parity import GRAPH, Bounds, compare
 from tests.export.stock_models import RECIPES, recipe, trained_as
 
 mx = pytest.importorskip("mlx.core", reason="mlx is not installed: pip install -r requirements-dev.txt")
-utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed: pip install -r requirements-dev.txt")
+mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install -r requirements-dev.txt")
+utils = pytest.importorskip("mlx_lm.utils")
+generate_step = pytest.importorskip("mlx_lm.generate").generate_step
 
 SAME = Bounds(relative=GRAPH.relative, top1=0.99)
 PAST = 256  # tokens past the window
@@ -50,6 +53,20 @@ def test_mlx_computes_what_the_checkpoint_does(exported):
     ids, expected = asked(trained)
     assert report["home"]["class"] == kind and report["parity"]["graph"]["relative"] <= GRAPH.relative
     assert not compare(expected, mlx.logits(folder, ids)).problems(SAME)
+
+
+def test_a_client_loads_it_with_its_tokenizer_and_writes_the_same(exported):
+    """Greedily, through mlx-lm's own generation."""
+    trained, folder, _, _ = exported
+    model, known = mlx_lm.load(str(folder))
+    prompt = known.encode("One day")
+    assert prompt == trained.begin + trained.tokenizer.encode("One day")
+    assert known.eos_token_ids == {trained.end}
+    found = [int(token) for token, _ in itertools.islice(generate_step(mx.array(prompt), model, max_tokens=12), 12)]
+    ids = list(prompt)
+    for _ in range(12):
+        ids.append(int(trained.model(torch.tensor([ids]))[0, -1].argmax()))
+    assert found == ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("name", ["flow-1b", "flow-qwen"])
