@@ -33,7 +33,7 @@ def main() -> int:
         own = read_shape(path).context
         if arguments.context is not None and arguments.context > own:
             return _wrong(f"--context {arguments.context}: the model's own context is {own}: use at most that")
-        model = trained.load(path, arguments.context)
+        model = trained.load(path, arguments.context or getattr(module, "DEFAULT_CONTEXT", None))
         if problems := module.problems(model, arguments.options):
             return _wrong("; ".join(problems))
         if problem := bundle.room_for(out, module.room(model, arguments.options)):
@@ -68,7 +68,8 @@ def _parse() -> argparse.Namespace:
     formats = "; ".join(f"{name}: {what}" for name, (_, what) in FORMATS.items())
     parser.add_argument("--to", required=True, choices=FORMATS, help=formats)
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="is made; never overwritten")
-    parser.add_argument("--context", type=int, metavar="TOKENS", help="at most (default: the model's own)")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="at most (default: the "
+                        "model's own; coreai: 1024 at most)")  # fmt: skip
     parser.add_argument("--io", choices=CHOICES["io"], help="coreml: swift: with states, as swift-transformers loads "
                         "it; stateless: the whole text every time (default: swift)")  # fmt: skip
     parser.add_argument("--quantize", choices=CHOICES["quantize"], help="weights in fewer bits: coreml: int8; for GPUs "

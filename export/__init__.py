@@ -1,6 +1,7 @@
 """Trained models in the formats of other programs. `FORMATS` is the list; a format is a module of this folder with
 
     OPTIONS: the names of convert.py's options that it knows, each with the choices it has; None: anything
+    DEFAULT_CONTEXT: where it should be shorter than the model's own; may be left out
     problems(trained, options) -> what is impossible about it, a sentence each, before anything is written
     room(trained, options) -> bytes that writing it takes
     write(trained, options, folder) -> the report, a dict for export_report.json; raises ExportFault
@@ -13,6 +14,7 @@ from types import ModuleType
 
 FORMATS = {  # name: (module, what it is for)
     "coreml": ("export.coreml", "a .mlpackage for iOS 18 and macOS 15, checked here without a Mac"),
+    "coreai": ("export.coreai", "an .aimodel for iOS 27 and macOS 27, run here by Apple's runtime"),
     "hf": ("export.huggingface", "a Hugging Face folder in the stock class that computes the same"),
     "gguf": ("export.gguf", "a GGUF file for llama.cpp and the apps that run it, on iPhones too"),
     "mlx": ("export.mlx", "a folder for mlx-lm and MLX Swift"),

@@ -58,17 +58,17 @@ def _checked(path: Path, trained: Trained, quantized: str | None) -> dict[str, A
     from export.mil import PRECISIONS, Package, Writer
     from export.parity import ROUNDING, compare
 
-    lengths = _chunks(trained)
-    ids = _text(trained, sum(lengths))
+    lengths = chunk_lengths(trained)
+    ids = some_text(trained, sum(lengths))
     drawn = np.setdiff1d(np.arange(trained.config.vocab_size), trained.never)
     exact, seen = Package(path), {}
     held = holding(exact, trained.model, quantized)
-    expected = _logits(held, ids)[:, drawn]
+    expected = logits_of(held, ids)[:, drawn]
     for precision in PRECISIONS:
         package = exact if precision == "fp32" else Package(path, precision)
         writer = Writer(package)
         few = len(ids) if precision != "fp16-accumulate" else _few(trained, len(ids))
-        seen[precision] = np.concatenate([writer.logits(part) for part in _split(ids[:few], lengths)])[:, drawn]
+        seen[precision] = np.concatenate([writer.logits(part) for part in split(ids[:few], lengths)])[:, drawn]
         if problems := package.findings.problems():
             raise ExportFault(f"the package is not right ({precision}): " + "; ".join(problems[:5]))
     graph = _same("the graph", expected, seen["fp32"])
@@ -78,7 +78,7 @@ def _checked(path: Path, trained: Trained, quantized: str | None) -> dict[str, A
         _check_end(exact, held, trained, ids, drawn)
         _check_end(Package(path, "fp16"), held, trained, ids, drawn)
     rounded = {name: compare(expected[: len(seen[name])], seen[name]) for name in PRECISIONS[1:]}
-    whole = compare(_logits(trained.model, ids)[:, drawn], seen["fp16"])
+    whole = compare(logits_of(trained.model, ids)[:, drawn], seen["fp16"])
     largest = list(exact.findings.largest_by_kind().items())[:LARGEST_TOLD]
     return {
         "positions": len(ids),
@@ -126,7 +126,7 @@ def _check_end(package: "Package", held: "nn.Module", trained: Trained, ids: lis
     set_position(*(writer.state[name] for name in STATES), start)
     state.hold(trained.config.context)
     state.length = start
-    for part in _split(ids[:length], [1, length - 1]):
+    for part in split(ids[:length], [1, length - 1]):
         with torch.inference_mode():
             expected = held.step(torch.tensor([part]), state)[0].numpy()[:, drawn]
         found = writer.logits(part)[:, drawn]
@@ -201,7 +201,7 @@ def _unlike(exact: "np.ndarray", value: "np.ndarray", quantized: str | None) -> 
     return f"is off by {off.max():.3g}, which is no rounding to fp16"
 
 
-def _chunks(trained: Trained) -> list[int]:
+def chunk_lengths(trained: Trained) -> list[int]:
     """Lengths of what is fed: short, single, longer than the largest window, single."""
     context = trained.config.context
     window = max((trained.config.layer_window(layer) or 0) for layer in range(trained.config.n_layers))
@@ -215,7 +215,7 @@ def _chunks(trained: Trained) -> list[int]:
     return wanted
 
 
-def _text(trained: Trained, length: int) -> list[int]:
+def some_text(trained: Trained, length: int) -> list[int]:
     """The golden prompts' ids, over and over: text of many kinds."""
     from export.bundle import GOLDEN_TEXTS
 
@@ -228,7 +228,7 @@ def _few(trained: Trained, length: int) -> int:
     return min(length, max(LEAST_SUMMED, SUMMED_AT_MOST // trained.config.parameters()["total"]))
 
 
-def _split(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+def split(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """`ids` in parts of those lengths, as far as they go."""
     parts, start = [], 0
     for length in lengths:
@@ -237,7 +237,7 @@ def _split(ids: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     return [part for part in parts if part]
 
 
-def _logits(model: "nn.Module", ids: Sequence[int]) -> "np.ndarray":
+def logits_of(model: "nn.Module", ids: Sequence[int]) -> "np.ndarray":
     """[T, V] in fp32."""
     import torch
 

@@ -75,19 +75,24 @@ class Places:
 
 
 class TracedCache:
-    """Keys and values of one layer, [1, K, S, D], as they were before this step; `extend` replaces them."""
+    """Keys and values of one layer, [1, K, S, D], as they were before this step; `extend` replaces them.
 
-    def __init__(self, keys: Tensor, values: Tensor, window: int | None):
-        self.keys, self.values, self.window = keys, values, window
+    Args:
+        window: of the layer.
+        ring: whether the entries are the last `window` positions alone, each in the place of one before it.
+    """
 
-    def extend(self, key: Tensor, value: Tensor, state: "TracedState") -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(self, keys: Tensor, values: Tensor, window: int | None, ring: bool):
+        self.keys, self.values, self.window, self.ring = keys, values, window, ring
+
+    def extend(self, key: Tensor, value: Tensor, state: "TracedState | IndexedState") -> tuple[Tensor, Tensor, Tensor]:
         """Take in `key` and `value` [1, K, q, D]; return the keys and values to attend to and a mask to add."""
         places = state.places[self.window]
         mask = places.mask.to(key.dtype)
         old_keys, old_values = self.keys.to(key.dtype), self.values.to(value.dtype)
         self.keys, self.values = (_blend(old, places.written, new) for old, new in
                                   ((old_keys, key), (old_values, value)))  # fmt: skip
-        if self.window is None:
+        if not self.ring:
             return self.keys, self.values, mask
         # What a long chunk overwrites in the ring its own first tokens still see
         return torch.cat([old_keys, key], dim=2), torch.cat([old_values, value], dim=2), mask
@@ -131,7 +136,8 @@ class TracedState:
         self.span = layout.context  # rotary tables reach to the end
         keys = key_cache.split([*layout.entries, layout.spare], dim=2)
         values = value_cache.split([*layout.entries, layout.spare], dim=2)
-        self.layers = [TracedCache(*parts) for parts in zip(keys, values, layout.windows, strict=False)]
+        self.layers = [TracedCache(*parts, ring=parts[2] is not None)
+                       for parts in zip(keys, values, layout.windows, strict=False)]  # fmt: skip
         high, low = (spare[-1][0, 0, -1, :1].to(torch.int32) for spare in (keys, values))
         self.length = high * DIGIT + low  # [1], at most the context
         self.places: dict[int | None, Places] = {}
@@ -177,6 +183,44 @@ class TracedState:
 
     def _flat(self, entries: list[Tensor], digit: Tensor) -> Tensor:
         return torch.cat([*entries, digit.to(self.place.dtype) * self.place], dim=2)
+
+
+class IndexedState:
+    """What `model.step` asks of a state, for callers that hold the caches themselves, every layer's as long as the
+    text may become, and say where they are.
+
+    Args:
+        key_caches, value_caches: [L, 1, K, S, D], as they were before this step.
+        start: the position of the first new token; positions come from shapes alone.
+    """
+
+    def __init__(self, layout: CacheLayout, key_caches: Tensor, value_caches: Tensor, start: int):
+        self.layout, self.start, self.span = layout, start, layout.context
+        self.layers = [TracedCache(key_caches[layer], value_caches[layer], window, ring=False)
+                       for layer, window in enumerate(layout.windows)]  # fmt: skip
+        self.places: dict[int | None, Places] = {}
+
+    def reserve(self, new: int) -> None:
+        """Work out where `new` tokens go."""
+        entries = self.layers[0].keys.shape[2]
+        slots = torch.arange(entries, dtype=torch.int32)
+        fresh = self.start + torch.arange(new, dtype=torch.int32)
+        for window in dict.fromkeys(self.layout.windows):
+            seen = slots <= fresh[:, None]
+            if window is not None:
+                seen = torch.logical_and(seen, slots > fresh[:, None] - window)
+            self.places[window] = Places(_mask(seen), slots[:, None] == fresh)
+
+    def positions(self, new: int, device: torch.device) -> Tensor:
+        """Of the next `new` tokens, [1, new] int32."""
+        return _at_most(self.start + torch.arange(new, dtype=torch.int32), self.layout.context - 1)[None]
+
+    def advance(self, new: int) -> None:
+        """The caller counts."""
+
+    def caches(self) -> tuple[Tensor, Tensor]:
+        """Both, [L, 1, K, S, D], as they are now."""
+        return torch.stack([layer.keys for layer in self.layers]), torch.stack([layer.values for layer in self.layers])
 
 
 class NewCache:
@@ -234,7 +278,7 @@ class Stateless(nn.Module):
         return self._allowed(self.model.step(input_ids, NewState(self.layout)))
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        return logits if self.lowered is None else logits + self.lowered
+        return logits if self.lowered is None else logits + self.lowered.to(logits.dtype)
 
 
 class Decoder(Stateless):
@@ -263,3 +307,17 @@ class Decoder(Stateless):
         """Begin a new text."""
         self.keyCache.zero_()
         self.valueCache.zero_()
+
+
+class IndexedDecoder(Stateless):
+    """`model.step` with caches that the caller holds: token ids [1, q] int32, as many position ids [1, P] as there will
+    be tokens with these, key and value caches [L, 1, K, S, D], which it changes -> logits [1, q, V]."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, key_cache: Tensor, value_cache: Tensor) -> Tensor:
+        start = position_ids.shape[1] - input_ids.shape[1]
+        state = IndexedState(self.layout, key_cache, value_cache, start)
+        logits = self.model.step(input_ids, state)
+        keys, values = state.caches()
+        key_cache.copy_(keys.to(key_cache.dtype))
+        value_cache.copy_(values.to(value_cache.dtype))
+        return self._allowed(logits)

@@ -20,14 +20,19 @@ def published(name: str) -> ModelConfig:
     return config.model.config(config.model.vocab_size, config.longest_context)
 
 
-def shrunk(config: ModelConfig) -> ModelConfig:
-    """The same pattern, heads and context with a small width and vocabulary, and nothing recomputed. Of many layers,
-    two rounds of the pattern and what is left over of the last one: more of them would only repeat it."""
-    width, depth, rounds = 4 * config.n_heads, config.n_layers, config.global_every or 2
+def narrow(config: ModelConfig) -> ModelConfig:
+    """The same depth, pattern, heads and context with a small width and vocabulary, and nothing recomputed."""
+    width = 4 * config.n_heads
     return dataclasses.replace(
-        config, n_layers=depth if depth <= 10 else 2 * rounds + depth % rounds, vocab_size=101, d_model=width,
-        head_dim=4, d_ff=2 * width, dropout=0.0, gradient_checkpointing=False,
-    )  # fmt: skip
+        config, vocab_size=101, d_model=width, head_dim=4, d_ff=2 * width, dropout=0.0, gradient_checkpointing=False
+    )
+
+
+def shrunk(config: ModelConfig) -> ModelConfig:
+    """`narrow`, and of many layers two rounds of the pattern and what is left over of the last one: more of them would
+    only repeat it."""
+    depth, rounds = config.n_layers, config.global_every or 2
+    return dataclasses.replace(narrow(config), n_layers=depth if depth <= 10 else 2 * rounds + depth % rounds)
 
 
 def build_awake(config: ModelConfig, seed: int = 0):

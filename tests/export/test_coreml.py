@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from export import ExportFault, Options, bundle, coreml, traced
-from export.check import _split, check
+from export.check import check, split
 from export.mil import Package, Writer
 from export.parity import GRAPH, ROUNDING, Bounds, compare
 from export.trained import Trained
 from models import ModelConfig
-from tests.small_models import PUBLISHED, build_awake, published, shrunk
+from tests.small_models import PUBLISHED, build_awake, narrow, published
 from tokenizer import Tokenizer
 
 COMMON = dict(vocab_size=1030, context=64, n_layers=2, d_model=64, n_heads=4, d_ff=80)
@@ -80,7 +80,7 @@ def test_a_package_computes_what_its_model_does(exported):
 def test_past_the_end_it_goes_on_as_the_traced_form_does(mixed):
     trained, _, path = mixed
     writer, decoder = Writer(Package(path)), traced.Decoder(trained.model, trained.never)
-    for part in _split(list(range(20, 20 + 72)), [60, 3, 5, 1, 3]):  # the context is 64
+    for part in split(list(range(20, 20 + 72)), [60, 3, 5, 1, 3]):  # the context is 64
         expected = decoder(torch.tensor([part], dtype=torch.int32))[0].numpy()
         assert not compare(expected, writer.logits(part)).problems(Bounds(max_abs=0.05))
 
@@ -245,7 +245,7 @@ def test_problems_and_room():
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_every_recipe_in_every_form(recipe, tmp_path):
     """At its real depth, pattern, heads and context, with a small width."""
-    trained = trained_as(dataclasses.replace(shrunk(published(recipe)), vocab_size=1030))
+    trained = trained_as(dataclasses.replace(narrow(published(recipe)), vocab_size=1030))
     for stateless in (False, True):
         package = coreml.convert(trained.model, stateless=stateless, never=trained.never)
         for name, form in (("none", package), ("int8", coreml.quantize(package, "int8"))):

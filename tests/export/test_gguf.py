@@ -1,21 +1,24 @@
 """GGUF files: what a reader finds in them is what the checkpoint has. llama.cpp itself, which takes ten minutes to
 build, runs in the campaign: logits past the window, and the ids of its own tokenizer."""
 
+import dataclasses
 import json
 import random
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from export import ExportFault, Options, bundle, gguf, stock
 from export.parity import GRAPH, Bounds, compare
 from tests.export.stock_models import RECIPES, recipe, tokenizer, trained_as
+from tokenizer import Tokenizer
 from tokenizer.bpe import SPLIT
-from tokenizer.chat import CHAT_TEMPLATE
+from tokenizer.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 reading = pytest.importorskip("gguf", reason="gguf is not installed: pip install -r requirements.txt")
 
@@ -194,7 +197,7 @@ def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
     pytest.importorskip("llama_cpp", reason=ABSENT)
     changed = {"windows dropped": {"attention.sliding_window": 4096}, "one base": {"rope.freq_base_swa": 1e6},
                "a window one larger": {"attention.sliding_window": 129}}[wrong]  # fmt: skip
-    rows = tuple(stock.dataclasses.replace(row, keys=lambda config: stock._gguf_windows(config) | changed)
+    rows = tuple(dataclasses.replace(row, keys=lambda config: stock._gguf_windows(config) | changed)
                  if row.name == "mimo2" else row for row in stock.HOMES)  # fmt: skip
     monkeypatch.setattr(stock, "HOMES", rows)
     trained = trained_as(recipe("flow-1b"))
@@ -204,18 +207,38 @@ def test_llama_cpp_with_a_wrong_home(wrong, tmp_path, monkeypatch):
     assert compare(expected, gguf.logits(tmp_path / "out" / gguf.FILE, ids)).problems(SAME)
 
 
-@pytest.mark.campaign
-def test_llama_cpp_gives_the_ids_of_our_tokenizer(tmp_path):
-    """Of 200 texts: the golden ones, random mixtures, and conversations."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason=ABSENT)
-    trained = trained_as(recipe("../config", n_layers=2), chats=True)
-    bundle.export(trained, "gguf", Options(), tmp_path / "out")
-    model = llama_cpp.Llama(str(tmp_path / "out" / gguf.FILE), vocab_only=True, verbose=False)
-    chance = random.Random(0)
+def mixtures(seed, count):
+    """Texts of words, digits, spaces, lines, marks and signs in any order."""
+    chance = random.Random(seed)
     pieces = [*" \n\r\t", "\r\n", "  ", *string.punctuation, *string.digits, "It's", "don't", "WORD", "Straße", "naïve",
               "e\u0302", "\u0928\u092e\u0938\u094d\u0924\u0947", "中文", "\U0001f642", "\u00a0", "\u200d"]  # fmt: skip
-    texts = ["".join(chance.choices([*pieces, *string.ascii_letters], k=chance.randrange(1, 60))) for _ in range(194)]
-    texts += [*bundle.GOLDEN_TEXTS.values()]
+    every = [*pieces, *string.ascii_letters, *string.ascii_lowercase]
+    return ["".join(chance.choices(every, k=chance.randrange(1, 60))) for _ in range(count)]
+
+
+def learned(splits):
+    """A tokenizer whose merges are those of text split in this way, so that another split gives other ids."""
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer = SPLITS[splits]
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=SPECIAL_TOKENS, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    engine.train_from_iterator([text, *mixtures(seed=1, count=4000)], trainer)
+    return Tokenizer(engine.to_str())
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("splits", SPLITS)
+def test_llama_cpp_gives_the_ids_of_our_tokenizer(splits, tmp_path):
+    """Of 200 texts: the golden ones and random mixtures; then of a conversation. By each way to split text."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason=ABSENT)
+    known = learned(splits)
+    trained = trained_as(recipe("../config", n_layers=2, vocab_size=known.vocab_size + 3), chats=True)
+    trained = dataclasses.replace(trained, tokenizer=known)
+    bundle.export(trained, "gguf", Options(), tmp_path / "out")
+    assert fields(tmp_path / "out" / gguf.FILE)["tokenizer.ggml.pre"] == splits
+    model = llama_cpp.Llama(str(tmp_path / "out" / gguf.FILE), vocab_only=True, verbose=False)
+    texts = [*mixtures(seed=0, count=194), *bundle.GOLDEN_TEXTS.values()]
     assert len(texts) == 200
     for text in texts:
         found = model.tokenize(text.encode(), add_bos=True, special=False)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from export.traced import CacheLayout, Decoder, Stateless, TracedState
+from export.traced import CacheLayout, Decoder, Stateless, TracedState, set_position
 from models import ModelConfig
 from tests.small_models import build_awake
 
@@ -28,18 +28,20 @@ class Full:
         return self.memory.keys, self.memory.values, None
 
 
-def chunks(config):
-    """Lengths that fill the context and pass its end: longer than a window, single, short, long."""
+def chunks(config, rest=None):
+    """Lengths from the beginning: longer than a window, single, short; then `rest`, or what fills the context; then
+    lengths that pass its end, the first of them by its second half."""
     window = min(config.window or 64, config.context // 2)
     lengths = [window + 3, 1, 1, 5, window // 2]
-    return [*lengths, config.context - sum(lengths) - 3, 2, 4, 1, 3]  # three of the four pass the end
+    return [*lengths, config.context - sum(lengths) - 3 if rest is None else rest], [2, 4, 1, 3]
 
 
-def reference(model, ids, lengths):
+def reference(model, ids, lengths, state=None):
     """Logits [1, T, V] by `model.step`; past the end each token stands at the last position and is not remembered."""
-    context, state, start, logits = model.config.context, model.new_state(1), 0, []
+    state = state or model.new_state(1)
+    context, begun, start, logits = model.config.context, state.length, 0, []
     for length in lengths:
-        inside = max(0, min(length, context - start))
+        inside = max(0, min(length, context - begun - start))
         if inside:
             logits.append(model.step(ids[:, start : start + inside], state))
         for place in range(start + inside, start + length):
@@ -49,6 +51,21 @@ def reference(model, ids, lengths):
             logits.append(model.step(ids[:, place : place + 1], state))
         start += length
     return torch.cat(logits, dim=1)
+
+
+def near_the_end(model, decoder, before):
+    """A state that has seen all of the context but `before` tokens, its caches full of random numbers; `decoder`
+    becomes the same."""
+    state, generator = model.new_state(1), torch.Generator().manual_seed(0)
+    state.hold(model.config.context)
+    state.length = model.config.context - before
+    for cache, name in ((decoder.keyCache, "keys"), (decoder.valueCache, "values")):
+        parts = cache.split([*decoder.layout.entries, decoder.layout.spare], dim=2)
+        for part, memory in zip(parts, state.layers, strict=False):
+            part.copy_(torch.randn(part.shape, generator=generator, dtype=part.dtype))
+            getattr(memory, name).copy_(part)
+    set_position(decoder.keyCache, decoder.valueCache, state.length)
+    return state
 
 
 def in_chunks(decoder, ids, lengths):
@@ -69,20 +86,31 @@ def recorded(form):
 
 
 def test_every_recipe_decodes_as_its_model_to_the_end_and_past_it(awake_recipe):
-    """In float64, so that thirty layers' rounding does not hide a fault."""
-    lengths = chunks(awake_recipe.config)
-    ids = some_ids(awake_recipe.config, sum(lengths))
-    expected = reference(awake_recipe, ids, lengths)
-    decoder = Decoder(awake_recipe, dtype=torch.float64)
-    assert (in_chunks(decoder, ids, lengths) - expected).abs().max() <= EXACT
-    whole = Stateless(awake_recipe)(ids[:, :300].int())
-    assert (whole - expected[:, :300]).abs().max() <= EXACT
+    """In float64, so that thirty layers' rounding does not hide a fault. What a step computes depends on the state
+    alone: instead of two thousand tokens, random numbers lie before the end."""
+    beginning, ending = chunks(awake_recipe.config, rest=9)
+    ids = some_ids(awake_recipe.config, sum(beginning))
+    expected, decoder = reference(awake_recipe, ids, beginning), Decoder(awake_recipe, dtype=torch.float64)
+    assert (in_chunks(decoder, ids, beginning) - expected).abs().max() <= EXACT
+    whole = Stateless(awake_recipe)(ids.int())
+    assert (whole - expected).abs().max() <= EXACT
+    state = near_the_end(awake_recipe, decoder, before=3)
+    last = some_ids(awake_recipe.config, sum(ending), seed=1)
+    expected = reference(awake_recipe, last, ending, state)
+    assert (in_chunks(decoder, last, ending) - expected).abs().max() <= EXACT
+
+
+def test_a_text_that_fills_the_context_goes_on_past_its_end():
+    model = build_awake(MIXED)
+    lengths = sum(chunks(MIXED), [])
+    ids = some_ids(MIXED, sum(lengths))
+    assert (in_chunks(Decoder(model), ids, lengths) - reference(model, ids, lengths)).abs().max() <= EXACT
 
 
 @pytest.mark.parametrize("qk_norm", (False, True))
 def test_a_recording_serves_every_length(qk_norm):
     model = build_awake(dataclasses.replace(MIXED, qk_norm=qk_norm))
-    lengths = chunks(MIXED)
+    lengths = sum(chunks(MIXED), [])
     ids = some_ids(MIXED, sum(lengths))
     expected = reference(model, ids, lengths)
     decoder = recorded(Decoder(model))
