@@ -6,6 +6,7 @@ how far its numbers are from the checkpoint's; it appears as a whole or not at a
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ CHOICES = {
 def main() -> int:
     """Load, write, check; one line for whatever is wrong."""
     arguments = _parse()
+    for number in (signal.SIGTERM, signal.SIGINT):  # an end that clears away what is half-written
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     process.prepare()
     from checkpoints import CheckpointError, locate, read_shape
     from export import bundle, trained
@@ -29,7 +32,10 @@ def main() -> int:
     out = arguments.out
     try:
         module = format_of(arguments.to)
-        path = locate(arguments.checkpoint)
+        try:
+            path = locate(arguments.checkpoint)
+        except OSError as error:
+            return _failed(f"--checkpoint {arguments.checkpoint} cannot be read: {error.strerror or error}")
         own = read_shape(path).context
         if arguments.context is not None and arguments.context > own:
             return _wrong(f"--context {arguments.context}: the model's own context is {own}: use at most that")
@@ -46,7 +52,7 @@ def main() -> int:
     except ExportFault as error:
         return _failed(f"{arguments.checkpoint}: {error}")
     except OSError as error:
-        return _failed(f"--out {out}: {error.strerror or error}")
+        return _failed(f"--out {out}: {error.strerror or f'cannot be written ({error}): is the disk full?'}")
     module.tell(report, out)
     return 0
 
@@ -83,10 +89,16 @@ def _parse() -> argparse.Namespace:
     problems = [problem for name, value in given.items() if (problem := _unknown(arguments.to, name, value))]
     if arguments.context is not None and arguments.context < 2:
         problems.append(f"--context {arguments.context}: use 2 or more")
-    if arguments.out.exists() or arguments.out.is_symlink():
-        problems.append(f"--out {arguments.out} exists already: name another, or remove it")
-    elif any(parent.exists() and not parent.is_dir() for parent in arguments.out.parents):
-        problems.append(f"--out {arguments.out} lies in a file: name a folder")
+    try:
+        if arguments.out.exists() or arguments.out.is_symlink():
+            problems.append(f"--out {arguments.out} exists already: name another, or remove it")
+        elif any(parent.exists() and not parent.is_dir() for parent in arguments.out.parents):
+            problems.append(f"--out {arguments.out} lies in a file: name a folder")
+        elif "checkpoints" in arguments.out.absolute().parent.parts:
+            problems.append(f"--out {arguments.out} lies among a run's checkpoints, and would be taken for one: name "
+                            "another folder")  # fmt: skip
+    except OSError as error:
+        problems.append(f"--out {arguments.out} cannot be made: {error.strerror}")
     if arguments.hub is not None and (arguments.hub.count("/") != 1 or not all(arguments.hub.split("/"))):
         problems.append(f"--hub {arguments.hub}: write OWNER/NAME")
     if problems:

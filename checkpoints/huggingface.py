@@ -303,6 +303,16 @@ def end_ids(path: str | Path) -> list[int]:
     return []
 
 
+def suppressed_ids(path: str | Path) -> list[int]:
+    """The tokens that generation_config.json of the folder `path` says are never drawn; none where it says nothing, or
+    nothing that can be read."""
+    try:
+        named = json.loads((Path(path) / GENERATION_CONFIG).read_text(encoding="utf-8")).get("suppress_tokens")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [token for token in named if isinstance(token, int)] if isinstance(named, list) else []
+
+
 def stock_weights(kind: str, config: ModelConfig, weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     """Our weights by the names and in the form in which the class of model_type `kind` has them: what `read` undoes."""
     return _READERS[kind][2](weights, config)

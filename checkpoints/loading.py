@@ -70,14 +70,15 @@ def stop_ids(path: str | Path, tokenizer: "Tokenizer") -> list[int]:
 def never_drawn(path: Path, tokenizer: "Tokenizer") -> list[int]:
     """The special tokens that the model in a folder that `locate` gave has never seen, so that what it makes of them is
     an accident: those that no training document held, as its checkpoint records; where nothing is recorded, all but
-    those that end a text or an answer.
+    those that end a text or an answer, and of these what a stock folder says is never drawn.
 
     Raises:
         CheckpointError: the checkpoint's state.json cannot be read.
     """
     special = set(tokenizer.special_tokens.values())
     held = None if _is_stock(path) else checkpoint.read_state(path).special_tokens
-    return sorted(special - (_ends(path, tokenizer) if held is None else set(held)))
+    never = special - (_ends(path, tokenizer) if held is None else set(held))
+    return sorted(never | (special & set(huggingface.suppressed_ids(path)) if _is_stock(path) else set()))
 
 
 def _ends(path: Path, tokenizer: "Tokenizer") -> set[int]:

@@ -10,11 +10,13 @@ It is there as a whole or not at all, with the manifest of `storage.folder`.
 """
 
 import dataclasses
+import errno
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from export import FORMATS, ExportFault, Options, format_of
@@ -63,7 +65,7 @@ def export(trained: Trained, format: str, options: Options, out: Path) -> dict[s
     module = format_of(format)
     with storage_folder.write(out) as folder:
         _tokenizer(trained, folder)
-        report = {"format": format, "model": _about(trained), **module.write(trained, options, folder)}
+        report = {"format": format, "model": _about(trained), **_written(module, trained, options, folder)}
         _configs(trained, folder)
         report["tokenizer"] = _check_tokenizer(trained, folder)
         report["files"] = {str(file.relative_to(folder)): file.stat().st_size
@@ -71,6 +73,25 @@ def export(trained: Trained, format: str, options: Options, out: Path) -> dict[s
         storage_folder.write_file(folder / REPORT, json.dumps(report, indent=1) + "\n")
         storage_folder.write_file(folder / "README.md", _readme(format, report))
     return report
+
+
+def _written(module: ModuleType, trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
+    """The format's own part; what libraries raise of a full disk, or of numbers that overflow, by names of ours."""
+    from safetensors import SafetensorError
+
+    from export.parity import NotFinite
+
+    try:
+        return module.write(trained, options, folder)
+    except NotFinite as error:
+        raise ExportFault(f"{error}: its numbers are too large for fp16; --dtype float32 holds them, where the format "
+                          "has it") from error  # fmt: skip
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot be written ({error}): is the disk full?") from error
+    except RuntimeError as error:
+        if "FileWriter" not in str(error):  # coremltools'
+            raise
+        raise OSError(errno.EIO, f"cannot be written ({error}): is the disk full?") from error
 
 
 def room_for(out: Path, needed: int) -> str | None:
@@ -132,7 +153,7 @@ def write_golden(trained: Trained, prompts: Sequence[Golden], folder: Path, stat
 
 def _about(trained: Trained) -> dict[str, Any]:
     return {
-        "checkpoint": trained.path.name,
+        "checkpoint": f"{trained.name}, {trained.path.resolve().name}",
         "parameters": trained.config.parameters()["total"],
         "context": trained.config.context,
         "shape": dataclasses.asdict(trained.config),
@@ -155,7 +176,7 @@ def _tokenizer(trained: Trained, folder: Path) -> None:
     if trained.chats:  # Core AI's runtime stops at each of these
         config["additional_special_tokens"] = [names[token] for token in trained.stops if token in names]
     if trained.begin and names.get(trained.begin[0]) == config.get("bos_token") and _leaves_out_begin(tokenizer):
-        config["chat_template"] = BEGUN + config["chat_template"]
+        config["chat_template"] = BEGUN + tokenizer.chat_template
     config["model_max_length"] = trained.config.context
     storage_folder.write_file(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
@@ -210,7 +231,7 @@ def _check_tokenizer(trained: Trained, folder: Path) -> dict[str, Any]:
 
 
 def _readme(format: str, report: dict[str, Any]) -> str:
-    lines = [f"# {report['model']['checkpoint']}, as {format}", "", FORMATS[format][1] + ".", ""]
+    lines = [f"# {report['model']['checkpoint']}: {format}", "", FORMATS[format][1] + ".", ""]
     if home := report.get("home"):
         lines += [f"In the class `{home['class']}`: {home['least']}.", ""]
     lines += [f"- `{name}`: {size / 1e6:,.2f} MB" for name, size in report["files"].items() if size > 10_000]

@@ -151,7 +151,7 @@ def holding(package: "Package", model: "nn.Module", quantized: str | None = None
     wrong = []
     for name, tensor in (*held.named_parameters(), *held.named_buffers()):  # of these: rotary tables
         exact = tensor.detach().numpy()
-        value, is_quantized = _kept(package, name, exact)
+        value, is_quantized = _kept(package, name, exact, quantized)
         if value is None:
             wrong.append(f"{name} is nowhere in the package")
         elif is_quantized and quantized is None:
@@ -167,9 +167,11 @@ def holding(package: "Package", model: "nn.Module", quantized: str | None = None
     return held
 
 
-def _kept(package: "Package", name: str, exact: "np.ndarray") -> tuple["np.ndarray | None", bool]:
+def _kept(
+    package: "Package", name: str, exact: "np.ndarray", quantized: str | None
+) -> tuple["np.ndarray | None", bool]:
     """What the package holds for a tensor, in fp32, and whether it is quantised: found by its name, or by its value,
-    for equal constants are kept once."""
+    for equal constants are kept once, and the product that makes the logits gives its weights its own name."""
     import numpy as np
 
     for suffix in (*SUFFIXES, *QUANTIZED):
@@ -179,6 +181,12 @@ def _kept(package: "Package", name: str, exact: "np.ndarray") -> tuple["np.ndarr
     for rounded in (exact, exact.astype(np.float16).astype(np.float32)):
         if any(np.array_equal(other, rounded) for other in package.constants_of(exact.shape)):
             return rounded, False
+    if quantized is not None and exact.ndim == 2:
+        for other in package.constants_of(exact.shape):
+            if _unlike(exact, other, quantized) is None:
+                return other, True
+    if exact.ndim == 1 and (exact == exact[0]).all() and exact[0] in (0, 1):
+        return exact, False  # of a model that was never trained: coremltools leaves out what adds 0 or multiplies by 1
     return None, False
 
 
@@ -207,12 +215,10 @@ def chunk_lengths(trained: Trained) -> list[int]:
     window = max((trained.config.layer_window(layer) or 0) for layer in range(trained.config.n_layers))
     rest = max(window + 3, SHORTEST)
     wanted = [7, 1, 1, rest, 5, 1, 1]
-    while sum(wanted) > context:
-        if wanted[3] > 1:
-            wanted[3] = max(1, wanted[3] - (sum(wanted) - context))
-        else:
-            wanted.pop()
-    return wanted
+    wanted[3] = max(1, min(rest, context - (sum(wanted) - rest)))
+    while sum(wanted) > context and len(wanted) > 1:
+        wanted.pop()
+    return [min(wanted[0], context), *wanted[1:]]
 
 
 def some_text(trained: Trained, length: int) -> list[int]:

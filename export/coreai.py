@@ -73,7 +73,7 @@ def write(trained: Trained, options: Options, folder: Path) -> dict[str, Any]:
     import torch
 
     dtype = torch.float32 if options.dtype == "float32" else torch.float16
-    name = trained.path.parent.parent.name if trained.path.parent.name == "checkpoints" else trained.path.name
+    name = trained.name
     model = _in(trained.model, dtype)
     asset = folder / f"{name}.aimodel"
     convert(model, trained.never).save_asset(asset)

@@ -133,7 +133,7 @@ def swift_problems(program: "Program") -> list[str]:
 
 def described(package: "MLModel", trained: Trained, options: Options) -> None:
     """Write into the package what it is, and where clients find its tokenizer."""
-    package.short_description = f"{trained.path.name}: {trained.config.parameters()['total']:,} parameters"
+    package.short_description = f"{trained.name}: {trained.config.parameters()['total']:,} parameters"
     about = {"context": str(trained.config.context), "quantize": options.quantize or "none"}
     if options.hub:
         about["co.huggingface.exporters.name"] = options.hub

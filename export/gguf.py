@@ -109,7 +109,7 @@ def write_file(
     import gguf
 
     writer = gguf.GGUFWriter(path, row.name)
-    writer.add_name(trained.path.name)
+    writer.add_name(trained.name)
     types = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16,
              "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}  # fmt: skip
     writer.add_file_type(types[kind])

@@ -17,6 +17,7 @@ arguments.
 import argparse
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from machine import process
 
 if TYPE_CHECKING:
     from export.operations import Definition
+    from tokenizer import Tokenizer
 
 PRECISIONS = ("fp32", "fp16", "fp16-accumulate")
 OPSETS = ("CoreML7", "CoreML8", "CoreML9")  # iOS 17, 18, 26: gather and reshape meant something else before
@@ -451,6 +453,14 @@ class Writer:
             ids = [token]
 
 
+def _begin(folder: Path, tokenizer: "Tokenizer") -> list[int]:
+    """What stands before a text: as the folder's golden prompts have it, else what the tokenizer says."""
+    try:
+        return [int(token) for token in json.loads((folder / "golden.json").read_text(encoding="utf-8"))["begin"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [tokenizer.begin_of_text]
+
+
 def main() -> int:
     """Load the folder, write, say what was found."""
     parser = argparse.ArgumentParser(
@@ -475,9 +485,9 @@ def main() -> int:
         ends = {tokenizer.end_of_text, *end_ids(arguments.folder)}
         package = Package(arguments.folder / MODEL, arguments.precision)
         writer = Writer(package)
-        prompt = [tokenizer.begin_of_text, *tokenizer.encode(arguments.prompt)]
+        prompt = [*_begin(arguments.folder, tokenizer), *tokenizer.encode(arguments.prompt)]
         if writer.longest is not None and len(prompt) > writer.longest:
-            print(f"the prompt has {len(prompt)} tokens: the package takes {writer.longest}", file=sys.stderr)
+            print(f"the prompt has {len(prompt)} tokens: use at most the package's {writer.longest}", file=sys.stderr)
             return 2
         new = list(writer.write(prompt, arguments.max_new_tokens, sorted(ends)))
     except (TokenizerError, CheckpointError, PackageError, UnknownOperation, OperationFault, ValueError) as error:

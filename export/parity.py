@@ -11,6 +11,10 @@ import numpy as np
 MARGIN = 0.1  # of logits: where the first two of the reference are closer, either may win by a rounding
 
 
+class NotFinite(ValueError):
+    """A model whose logits are no numbers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bounds:
     """What a comparison may come to at most, or for top-1 at least. None: not asked."""
@@ -68,13 +72,14 @@ def compare(reference: np.ndarray, other: np.ndarray) -> Parity:
     """Two arrays of logits [..., V] over the same positions.
 
     Raises:
-        ValueError: they are of different shapes, there are no positions, or a logit of the reference is not finite.
+        NotFinite: a logit of the reference is not.
+        ValueError: they are of different shapes, or there are no positions.
     """
     reference, other = np.asarray(reference, np.float64), np.asarray(other, np.float64)
     if reference.shape != other.shape or reference.size == 0 or reference.shape[-1] < 2:
         raise ValueError(f"logits of shapes {reference.shape} and {other.shape} cannot be compared")
     if not np.isfinite(reference).all():
-        raise ValueError("a logit of the reference is not finite")
+        raise NotFinite("a logit is not finite")
     reference, other = reference.reshape(-1, reference.shape[-1]), other.reshape(-1, other.shape[-1])
     with np.errstate(invalid="ignore"):  # what is not finite in `other` comes out as not a number, which is a problem
         logs, others = _log_softmax(reference), _log_softmax(other)

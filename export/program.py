@@ -168,7 +168,10 @@ def read(path: str | Path) -> Program:
     functions = specification.mlProgram.functions
     if "main" not in functions:
         raise PackageError(f"{file} has no function main: it has {', '.join(sorted(functions)) or 'none'}")
-    return _Reader(path, file).program(functions["main"], specification.description)
+    try:
+        return _Reader(path, file).program(functions["main"], specification.description)
+    except (IndexError, KeyError, OverflowError) as error:
+        raise PackageError(f"{file} is damaged: it contradicts itself ({type(error).__name__}: {error})") from error
 
 
 def _model_file(path: Path) -> Path:

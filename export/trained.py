@@ -35,6 +35,12 @@ class Trained:
     chats: bool
 
     @property
+    def name(self) -> str:
+        """What to call it: the run, or the folder that holds the model."""
+        path = self.path.resolve()
+        return path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+
+    @property
     def end(self) -> int:
         """The one token at which clients end that know only one: of a model that chats, the end of a turn."""
         ends = [token for token in self.stops if token != self.tokenizer.end_of_text]
@@ -50,11 +56,14 @@ def load(checkpoint: str | Path, context: int | None = None) -> Trained:
     Raises:
         CheckpointError: there is no model, or it does not verify.
     """
-    from checkpoints import load_model, locate, never_drawn, stop_ids, text_start
+    from checkpoints import CheckpointError, load_model, locate, never_drawn, stop_ids, text_start
 
     path = locate(checkpoint)
     model, tokenizer, config = load_model(path, context=context, located=True)
     model.requires_grad_(False)
+    wrong = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong[0]} holds numbers that are not finite: name an earlier checkpoint")
     stops, never = set(stop_ids(path, tokenizer)), set(never_drawn(path, tokenizer))
     turn = _end_of_turn(tokenizer)
     chats = turn is not None and turn not in never  # that no training document held: nobody taught it conversations
