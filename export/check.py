@@ -71,6 +71,7 @@ def _checked(path: Path, trained: Trained, quantized: str | None) -> dict[str, A
         seen[precision] = np.concatenate([writer.logits(part) for part in split(ids[:few], lengths)])[:, drawn]
         if problems := package.findings.problems():
             raise ExportFault(f"the package is not right ({precision}): " + "; ".join(problems[:5]))
+        del package, writer  # its weights, before the next one's
     graph = _same("the graph", expected, seen["fp32"])
     again = Writer(exact).logits(ids[: lengths[0]])[:, drawn]
     _same("a second text, with a new state,", expected[: lengths[0]], again)
@@ -145,11 +146,11 @@ def holding(package: "Package", model: "nn.Module", quantized: str | None = None
     Raises:
         ExportFault: one is nowhere in the package, or differs from the checkpoint's by more than rounding.
     """
+    import numpy as np
     import torch
 
-    held = copy.deepcopy(model)
-    wrong = []
-    for name, tensor in (*held.named_parameters(), *held.named_buffers()):  # of these: rotary tables
+    wrong, copies = [], {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):  # of these: rotary tables
         exact = tensor.detach().numpy()
         value, is_quantized = _kept(package, name, exact, quantized)
         if value is None:
@@ -161,10 +162,11 @@ def holding(package: "Package", model: "nn.Module", quantized: str | None = None
         elif problem := _unlike(exact, value, quantized if is_quantized else None):
             wrong.append(f"{name} {problem}")
         else:
-            tensor.data = torch.from_numpy(value.copy())
+            kept = torch.from_numpy(np.ascontiguousarray(value))  # the package's own memory, where it is fp32
+            copies[id(tensor)] = torch.nn.Parameter(kept, False) if isinstance(tensor, torch.nn.Parameter) else kept
     if wrong:
         raise ExportFault("weights are not the checkpoint's: " + "; ".join(wrong[:5]))
-    return held
+    return copy.deepcopy(model, copies)
 
 
 def _kept(
@@ -177,7 +179,7 @@ def _kept(
     for suffix in (*SUFFIXES, *QUANTIZED):
         value = package.constant("model_" + name.replace(".", "_") + suffix)
         if value is not None and value.shape == exact.shape:
-            return value.astype(np.float32), suffix in QUANTIZED
+            return value.astype(np.float32, copy=False), suffix in QUANTIZED
     for rounded in (exact, exact.astype(np.float16).astype(np.float32)):
         if any(np.array_equal(other, rounded) for other in package.constants_of(exact.shape)):
             return rounded, False

@@ -413,7 +413,7 @@ def test_the_command_writes_what_torch_writes(kind, request, tokenizer, tmp_path
     writer = mil.Writer(mil.Package(tmp_path / mil.MODEL))
     assert len(prompt) + len(list(writer.write(prompt, 99, []))) == CONTEXT + 1
     code, out, err = command("--prompt", "the cat sat on the mat " * 20)
-    assert (code, out) == (2, "") and err.endswith("the package takes 24\n")
+    assert (code, out) == (2, "") and err.endswith("use at most the package's 24\n")
     shutil.rmtree(tmp_path / mil.MODEL / "Data")
     code, out, err = command(*told)
     assert (code, out) == (1, "") and err.endswith("model.mlmodel cannot be read: No such file or directory\n")

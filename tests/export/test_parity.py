@@ -67,7 +67,7 @@ def test_what_is_not_finite_is_never_within_bounds(wrong):
     other[1, 4, 7] = wrong
     assert compare(LOGITS, other).problems(Bounds(relative=1e30))
     assert compare(LOGITS, other).problems(Bounds(mean_kl=1e30))
-    with pytest.raises(ValueError, match="reference is not finite"):
+    with pytest.raises(ValueError, match="a logit is not finite"):
         compare(other, LOGITS)
 
 
