@@ -2,7 +2,8 @@
 
 The folder holds the model in the format asked for, its tokenizer, golden prompts, and export_report.json, which says
 how far its numbers are from the checkpoint's; it appears as a whole or not at all. Exit codes: 0 done and checked,
-1 the checkpoint cannot be used, or what was written does not compute the same, or the disk is full, 2 wrong arguments.
+1 the checkpoint cannot be used, or what was written does not compute the same, or the disk is full, 2 wrong arguments,
+130 and 143 ended by Ctrl-C or SIGTERM, with nothing left behind.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     tokenizer.json, tokenizer_config.json   with the token that begins a text, and the one that ends an answer
     config.json, generation_config.json     the shape; the tokens that begin and end
-    golden.json, golden.npz                 prompts with their ids, the logits after them and the greedy text
+    golden.json, golden.npz                 of a Core ML package: prompts with ids, logits after them and greedy text
     export_report.json                      contract, sizes, how far off the numbers are, what was not verified
     README.md                               what is what
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.huggingface import EXPORTED
 from export import FORMATS, ExportFault, Options, format_of
 from export.trained import Trained
 from storage import folder as storage_folder
@@ -126,12 +127,15 @@ def golden(trained: Trained, greedy_tokens: int = GREEDY_TOKENS) -> list[Golden]
     return found
 
 
-def long_prompt(trained: Trained) -> list[int]:
-    """Ids that reach past every window, as far as the context does: the golden texts over and over."""
-    windows = [trained.config.layer_window(layer) or 0 for layer in range(trained.config.n_layers)]
-    length = max(windows) + BEYOND_WINDOW
+def golden_ids(trained: Trained, length: int) -> list[int]:
+    """So many ids of text of many kinds: the golden texts over and over."""
     pieces = [token for text in GOLDEN_TEXTS.values() for token in trained.tokenizer.encode(text)]
-    return (trained.begin + pieces * (length // max(1, len(pieces)) + 1))[: min(length, trained.config.context)]
+    return (trained.begin + pieces * (length // len(pieces) + 1))[:length]
+
+
+def long_prompt(trained: Trained) -> list[int]:
+    """Ids that reach past every window, as far as the context does."""
+    return golden_ids(trained, min(trained.largest_window + BEYOND_WINDOW, trained.config.context))
 
 
 def write_golden(trained: Trained, prompts: Sequence[Golden], folder: Path, stateful: bool) -> None:
@@ -140,9 +144,9 @@ def write_golden(trained: Trained, prompts: Sequence[Golden], folder: Path, stat
 
     from export.traced import NEVER
 
-    named = {prompt.name: {"name": prompt.name, "text": prompt.text, "ids": prompt.ids, "greedy": prompt.greedy}
-             for prompt in prompts}  # fmt: skip
-    written = {"stateful": stateful, "begin": trained.begin, "prompts": list(named.values())}
+    told = [{"name": prompt.name, "text": prompt.text, "ids": prompt.ids, "greedy": prompt.greedy}
+            for prompt in prompts]  # fmt: skip
+    written = {"stateful": stateful, "begin": trained.begin, "prompts": told}
     storage_folder.write_file(folder / "golden.json", json.dumps(written, indent=1) + "\n")
     logits = {}
     for prompt in prompts:
@@ -204,7 +208,7 @@ def _configs(trained: Trained, folder: Path) -> None:
     }  # fmt: skip
     storage_folder.write_file(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     if not (folder / "config.json").exists():
-        shape = {"model_type": f"slms_{trained.config.architecture}", **begin, "eos_token_id": trained.end,
+        shape = {"model_type": EXPORTED + trained.config.architecture, **begin, "eos_token_id": trained.end,
                  "vocab_size": trained.config.vocab_size, "max_position_embeddings": trained.config.context,
                  "num_hidden_layers": trained.config.n_layers, "hidden_size": trained.config.d_model,
                  "num_attention_heads": trained.config.n_heads,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import ExportFault
+from export.bundle import golden_ids
 from export.traced import STATES
 from export.trained import Trained
 
@@ -59,8 +60,7 @@ def _checked(path: Path, trained: Trained, quantized: str | None) -> dict[str, A
     from export.parity import ROUNDING, compare
 
     lengths = chunk_lengths(trained)
-    ids = some_text(trained, sum(lengths))
-    drawn = np.setdiff1d(np.arange(trained.config.vocab_size), trained.never)
+    ids, drawn = golden_ids(trained, sum(lengths)), trained.drawn
     exact, seen = Package(path), {}
     held = holding(exact, trained.model, quantized)
     expected = logits_of(held, ids)[:, drawn]
@@ -109,7 +109,7 @@ def _same(what: str, expected: "np.ndarray", found: "np.ndarray") -> Any:
     return parity
 
 
-def _check_end(package: "Package", held: "nn.Module", trained: Trained, ids: list[int], drawn: "np.ndarray") -> None:
+def _check_end(package: "Package", held: "nn.Module", trained: Trained, ids: list[int], drawn: list[int]) -> None:
     """The last positions of the context, behind caches of zeros, one token and then several.
 
     Raises:
@@ -214,21 +214,12 @@ def _unlike(exact: "np.ndarray", value: "np.ndarray", quantized: str | None) -> 
 def chunk_lengths(trained: Trained) -> list[int]:
     """Lengths of what is fed: short, single, longer than the largest window, single."""
     context = trained.config.context
-    window = max((trained.config.layer_window(layer) or 0) for layer in range(trained.config.n_layers))
-    rest = max(window + 3, SHORTEST)
+    rest = max(trained.largest_window + 3, SHORTEST)
     wanted = [7, 1, 1, rest, 5, 1, 1]
     wanted[3] = max(1, min(rest, context - (sum(wanted) - rest)))
     while sum(wanted) > context and len(wanted) > 1:
         wanted.pop()
     return [min(wanted[0], context), *wanted[1:]]
-
-
-def some_text(trained: Trained, length: int) -> list[int]:
-    """The golden prompts' ids, over and over: text of many kinds."""
-    from export.bundle import GOLDEN_TEXTS
-
-    ids = [token for text in GOLDEN_TEXTS.values() for token in trained.tokenizer.encode(text)]
-    return (trained.begin + ids * (length // len(ids) + 1))[:length]
 
 
 def _few(trained: Trained, length: int) -> int:

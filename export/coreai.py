@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import ExportFault, MissingPackage, Options
-from export.check import chunk_lengths, logits_of, some_text, split
+from export.bundle import golden_ids
+from export.check import chunk_lengths, logits_of, split
 from export.parity import Bounds
+from export.traced import STATES
 from export.trained import Trained
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 OPTIONS = {"dtype": ("float32", "float16")}
 # Beyond, an iOS 27 beta gave corrupt text (apple/coreai-models #124, open in November 2026); --context goes further
 DEFAULT_CONTEXT = 1024
-STATES = ("keyCache", "valueCache")
 SHORTEST_CACHE = 32  # entries; the caller's caches grow from there
 HALF = Bounds(mean_kl=1e-3, top1_clear=0.99)  # the runtime's sums are in fp16 too
 NOT_VERIFIED = (
@@ -131,7 +132,6 @@ def check(asset: Path, trained: Trained, model: "nn.Module") -> dict[str, Any]:
     Raises:
         ExportFault: further than the order of additions, or rounding to fp16, explains.
     """
-    import numpy as np
     import torch
 
     from export.parity import GRAPH, compare
@@ -139,8 +139,7 @@ def check(asset: Path, trained: Trained, model: "nn.Module") -> dict[str, Any]:
     lengths = [length for length in chunk_lengths(trained) if length <= trained.config.context - 2]
     while sum(lengths) > trained.config.context - 1:
         lengths.pop()
-    ids = some_text(trained, sum(lengths))
-    drawn = np.setdiff1d(np.arange(trained.config.vocab_size), trained.never)
+    ids, drawn = golden_ids(trained, sum(lengths)), trained.drawn
     found = asyncio.run(_run(asset, model, ids, lengths))[:, drawn]
     exact = model.embedding.weight.dtype == torch.float32
     parity = compare(logits_of(model.float(), ids)[:, drawn], found)

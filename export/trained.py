@@ -35,6 +35,16 @@ class Trained:
     chats: bool
 
     @property
+    def drawn(self) -> list[int]:
+        """All other tokens: those whose logits mean something."""
+        return sorted(set(range(self.config.vocab_size)) - set(self.never))
+
+    @property
+    def largest_window(self) -> int:
+        """Of all layers; 0 where none has a window."""
+        return max(self.config.layer_window(layer) or 0 for layer in range(self.config.n_layers))
+
+    @property
     def name(self) -> str:
         """What to call it: the run, or the folder that holds the model."""
         path = self.path.resolve()

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def is_recorded() -> bool:
+def _is_recorded() -> bool:
     """Whether a graph is being recorded for another program: by torch.jit.trace, or torch.export."""
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019) over the last dimension."""
-    if is_recorded():
+    if _is_recorded():
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
     if x.device.type == "cpu" and torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
@@ -40,7 +40,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     cos, sin: [B or 1, T, 1, D], each angle at i and at i + D/2, the first half of sin negative (RotaryTable).
     """
-    if is_recorded():
+    if _is_recorded():
         first, second = x.chunk(2, dim=-1)
         return (x * cos + torch.cat([second, first], dim=-1) * sin).to(x.dtype)
     if x.device.type == "cpu" and torch.is_grad_enabled():
