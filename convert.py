@@ -1,6 +1,6 @@
 """Take a trained model to other programs: python convert.py --checkpoint runs/x --to coreml --out FOLDER
 
-The folder holds the model in the format asked for, its tokenizer, golden prompts, and export_report.json, which says
+The folder holds the model in the format asked for, its tokenizer, and export_report.json, which says
 how far its numbers are from the checkpoint's; it appears as a whole or not at all. Exit codes: 0 done and checked,
 1 the checkpoint cannot be used, or what was written does not compute the same, or the disk is full, 2 wrong arguments,
 130 and 143 ended by Ctrl-C or SIGTERM, with nothing left behind.
